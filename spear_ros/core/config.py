@@ -128,7 +128,10 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: object, where: 
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
         if len(value) != len(args):
             raise UserError(f'{where}: expected {len(args)} values, got {len(value)}.')
-        return tuple(_convert(a, v, f'{where}[{i}]') for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return tuple(
+            _convert(a, v, f'{where}[{i}]')
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        )
     return origin(_convert(args[0], v, f'{where}[{i}]') for i, v in enumerate(value))
 
 

@@ -59,7 +59,7 @@ class Observation:
     instruction: str
     instruction_id: str = ''
     privileged: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Object name -> (4, 4) pose in the base frame; simulation only, for the ``scripted`` policy."""
+    """Object name -> (4, 4) pose in the base frame; simulation only, for policy ``scripted``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +129,7 @@ class ActionSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormStats:
-    """Affine normalisation of translation deltas and proprioceptive positions; never of quaternions.
+    """Affine normalisation of translation deltas and positions; never of quaternions.
 
     model = 2 (x - low) / (high - low) - 1 for ``quantile`` and ``minmax`` (low, high are q01/q99 or
     constants), model = (x - low) / high for ``mean_std`` (low = mean, high = standard deviation).
