@@ -78,7 +78,11 @@ class ProcessSpec:
 def processes(options: BringupOptions) -> list[ProcessSpec]:
     """Return the processes of a system, in the order in which to start them."""
     environment = transport_environment()
-    common: dict[str, ParameterValue] = {'robot': options.robot, 'autostart': options.autostart}
+    common: dict[str, ParameterValue] = {
+        'robot': options.robot,
+        'autostart': options.autostart,
+        'simulated': options.sim,
+    }
     if options.robot_config:
         common['robot_config'] = options.robot_config
     if options.gripper:

@@ -314,7 +314,10 @@ class WiringParameters:
 
     robot: str = field(
         default='franka',
-        metadata={'description': 'name in config/robots, or path of a YAML file'},
+        metadata={'description': 'name of a file in config/robots'},
+    )
+    robot_config: str = field(
+        default='', metadata={'description': 'path of a robot YAML instead of config/robots'}
     )
     model: str = field(
         default='', metadata={'description': 'RobotSpec instead of the one in the file'}
@@ -329,7 +332,7 @@ class WiringParameters:
 
 def robot_config(wiring: WiringParameters) -> RobotConfig:
     """Load the wiring that the parameters choose; explicit parameters win over the file."""
-    config = load_robot_config(wiring.robot)
+    config = load_robot_config(wiring.robot_config or wiring.robot)
     if wiring.simulated:
         config = config.simulated()
     if wiring.model:
