@@ -22,9 +22,8 @@ from spear_ros.core.geometry import pose, pose_interpolate
 from spear_ros.core.reasons import Reason
 from spear_ros.core.types import ActionChunk, FloatArray, Observation
 from spear_ros.policies.base import ChunkPrefix, Policy
+from spear_ros.runtime.decode import check_instruction
 from spear_ros.runtime.observation_buffer import InputProblem, StreamHealth
-
-MAX_INSTRUCTION_CHARACTERS = 500
 
 # A frame this much early (share of the period) still counts as due: cameras run at 15 or 30 Hz and
 # their frames never fall exactly on the 5 Hz grid.
@@ -163,6 +162,13 @@ class InferenceLoop:
             self._forget_episode()
         self._inbox.wake()
         return self._instruction_id
+
+    def end_episode(self) -> None:
+        """Drop the instruction: the robot was disarmed, and must not follow it on the next arm."""
+        with self._lock:
+            self._instruction, self._instruction_id = '', ''
+            self._buffer.set_instruction('', '')
+            self._forget_episode()
 
     def on_arm_or_home(self, now_ns: int) -> None:
         """Start afresh: observations from before this instant are not acted on."""
@@ -323,28 +329,6 @@ def sample_chunk(chunk: ActionChunk, t_ns: int) -> tuple[FloatArray, float]:
     index = min(max(math.floor(position), 0), chunk.horizon - 1)
     T = pose_interpolate(knots[index], knots[index + 1], min(max(position - index, 0.0), 1.0))
     return T, float(chunk.gripper[index])
-
-
-def check_instruction(text: str) -> str:
-    """Return the cleaned instruction.
-
-    Raises:
-        UserError: empty, longer than 500 characters, or with characters that cannot be printed.
-    """
-    cleaned = ' '.join(text.split())
-    if not cleaned:
-        raise UserError(
-            'instruction: empty text; say what to do, for example "pick up the red cube" '
-            '(to stop the robot call the executor\'s "stop" service).'
-        )
-    if len(cleaned) > MAX_INSTRUCTION_CHARACTERS:
-        raise UserError(
-            f'instruction: {len(cleaned)} characters are too long; '
-            f'use at most {MAX_INSTRUCTION_CHARACTERS}.'
-        )
-    if not cleaned.isprintable():
-        raise UserError('instruction: contains control characters; send plain text.')
-    return cleaned
 
 
 def _percentile(values: deque[float], percent: float) -> float:
