@@ -126,8 +126,8 @@ def _draw_path(picture: ImageArray, pixels: FloatArray) -> None:
 
 
 def _draw_inset(picture: ImageArray, wrist: ImageArray) -> None:
-    small = cv2.resize(wrist, None, fx=_INSET * _WIDTH / wrist.shape[1],
-                       fy=_INSET * _WIDTH / wrist.shape[1], interpolation=cv2.INTER_AREA)  # fmt: skip
+    scale = _INSET * _WIDTH / wrist.shape[1]
+    small = cv2.resize(wrist, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     h, w = small.shape[:2]
     picture[8 : 8 + h, _WIDTH - 8 - w : _WIDTH - 8] = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
     cv2.rectangle(picture, (_WIDTH - 8 - w, 8), (_WIDTH - 8, 8 + h), (255, 255, 255), 1)

@@ -113,7 +113,7 @@ class InferenceLoop:
         policy: loaded and warmed up.
         buffer: shared with nobody else.
         decoders: per stream, a function (message, received_ns) that decodes into the buffer and
-            raises UserError for a message that cannot be used.
+            tells the buffer of a message that cannot be used.
         publish: called in the loop's thread with each finished chunk.
         clock_ns: the node's clock; sim time works.
         settings: rate and real-time chunking.
@@ -145,7 +145,6 @@ class InferenceLoop:
         self._inference_ms: deque[float] = deque(maxlen=100)
         self._overhead_ms: deque[float] = deque(maxlen=100)
         self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text='no instruction yet')
-        self._bad_messages: dict[str, tuple[str, int]] = {}
 
     # ---------------------------------------------------------------- from the node's callbacks
 
@@ -184,7 +183,6 @@ class InferenceLoop:
         """Decode what has arrived and describe the state of everything, from any thread."""
         with self._lock:
             self._ingest()
-            streams = [self._with_bad_message(s) for s in self._buffer.stream_status(self._now())]
             return LoopReport(
                 instruction=self._instruction,
                 instruction_id=self._instruction_id,
@@ -195,7 +193,7 @@ class InferenceLoop:
                 inference_p99_ms=_percentile(self._inference_ms, 99),
                 overhead_p50_ms=_percentile(self._overhead_ms, 50),
                 overhead_p99_ms=_percentile(self._overhead_ms, 99),
-                streams=streams,
+                streams=self._buffer.stream_status(self._now()),
                 ready=self._problem.reason == Reason.NONE,
                 reason=self._problem.reason,
                 text=self._problem.text,
@@ -241,28 +239,12 @@ class InferenceLoop:
 
     def _ingest(self) -> None:
         for stream, message, received_ns in self._inbox.drain():
-            try:
-                self._decoders[stream](message, received_ns)
-                self._bad_messages.pop(stream, None)
-            except UserError as error:
-                self._bad_messages[stream] = (str(error), received_ns)
-
-    def _with_bad_message(self, health: StreamHealth) -> StreamHealth:
-        text, _ = self._bad_messages.get(health.name, ('', 0))
-        return replace(health, problem=text) if text else health
+            self._decoders[stream](message, received_ns)
 
     def _due_observation(self) -> Observation | None:
-        if not self._instruction:
-            self._problem = InputProblem(
-                reason=Reason.POLICY_NOT_READY,
-                text='no instruction yet: call set_instruction.',
-            )
-            return None
         result = self._buffer.build(self._now())
         if isinstance(result, InputProblem):
-            worst = next(iter(self._bad_messages.values()), None)
-            text = f'{result.text} Last bad message: {worst[0]}' if worst else result.text
-            self._problem = InputProblem(reason=result.reason, text=text)
+            self._problem = result
             return None
         if result.t_obs_ns <= self._discard_before_ns:
             return None

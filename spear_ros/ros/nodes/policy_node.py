@@ -88,7 +88,7 @@ class PolicyNode(AutostartNode):
         self.create_subscription(
             ExecutorStatus, '/spear/executor_status', self._on_executor_status, qos.STATUS
         )
-        self._inputs = PolicyInputs(self._config, self._robot, with_object_poses=True)
+        self._inputs = PolicyInputs(self._config, self._robot)
         self._inbox = Inbox(self._inputs.depths)
         self._subscribe()
         self.create_timer(1.0 / _STATUS_HZ, self._publish_status)
@@ -198,16 +198,15 @@ class PolicyNode(AutostartNode):
             'joints': JointState,
             'poses': ObjectPoses,
         }
-        for stream in self._inputs.streams:
-            profile = qos.IMAGE_INPUT if stream.kind in ('image', 'compressed') else (
-                qos.JOINTS_INPUT
-            )  # fmt: skip
+        images = ('image', 'compressed')
+        for topic in self._inputs.topics:
 
-            def store(message: object, names: tuple[str, ...] = stream.names) -> None:
+            def store(message: object, names: tuple[str, ...] = topic.names) -> None:
                 for name in names:
                     self._inbox.put(name, message, self._now_ns())
 
-            self.create_subscription(kinds[stream.kind], stream.topic, store, profile)
+            profile = qos.IMAGE_INPUT if topic.kind in images else qos.JOINTS_INPUT
+            self.create_subscription(kinds[topic.kind], topic.topic, store, profile)
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds
