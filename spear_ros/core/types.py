@@ -120,6 +120,10 @@ class ActionSpec:
     reference_rotation: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     """wxyz of D in R_model = R_base_ee @ D.T: Bridge's top-down reference, identity elsewhere."""
     gripper_threshold: float = 0.5
+    proprio_pole: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
+    """wxyz; of q and -q the proprioceptive input is the one with a non-negative dot product with
+    this. The default is the paper's half-space w >= 0; an arm whose working poses have w about 0
+    needs another, or the input flips its sign with sensor noise. Deltas always use w >= 0."""
 
     @property
     def step_s(self) -> float:
