@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,9 @@ class BuildError(RuntimeError):
 
 def source_folder(package: str) -> Path:
     """Return where the sources of an interface package lie in the clone."""
-    return INTERFACES / package if package == 'spear_msgs' else INTERFACES / 'driver_subset' / package
+    return (
+        INTERFACES / package if package == 'spear_msgs' else INTERFACES / 'driver_subset' / package
+    )
 
 
 def existing_prefix(package: str, prefix: Path) -> Path | None:
@@ -74,11 +77,11 @@ def content_hash(package: str, prefix: Path) -> str:
 
 
 def patch_wheel_cmake_files(prefix: Path) -> int:
-    """Point the wheels' exported CMake files at this interpreter's headers; return how many changed.
+    """Point the wheels' exported CMake files at this interpreter; return how many changed.
 
-    The numpy folder that they also name is dropped in favour of the numpy that is installed here.
+    They name the headers of Python and of numpy in the container that built the wheels.
     """
-    import numpy as np  # noqa: PLC0415  (only the wheels need it, and only then is it installed)
+    import numpy as np  # absent where a ROS is sourced and nothing else was installed yet
 
     include = sysconfig.get_paths()['include'].encode()
     changed = 0
@@ -96,12 +99,11 @@ def patch_wheel_cmake_files(prefix: Path) -> int:
 
 
 def build_environment(prefix: Path) -> dict[str, str]:
-    """Return the environment of cmake: our prefix first, and no PYTHONPATH of the caller in a venv."""
+    """Return the environment of cmake, with our prefix first."""
     environment = dict(os.environ)
     sourced = environment.get('AMENT_PREFIX_PATH', '')
     environment['AMENT_PREFIX_PATH'] = os.pathsep.join(p for p in (str(prefix), sourced) if p)
     environment['PATH'] = f'{prefix / "bin"}{os.pathsep}{environment.get("PATH", "")}'
-    # rosidl's generators run as Python programs from these folders of the interpreter's prefix.
     environment['PYTHONDONTWRITEBYTECODE'] = '1'
     return environment
 
@@ -137,6 +139,8 @@ def build(package: str, prefix: Path, jobs: int) -> None:
         f'-DPYTHON_INSTALL_DIR=lib/{version}/site-packages',
         f'-DPython3_EXECUTABLE={prefix / "bin/python"}',
         '-DPython3_FIND_VIRTUALENV=ONLY',
+        # Libraries find each other without LD_LIBRARY_PATH, whatever starts the process.
+        f'-DCMAKE_INSTALL_RPATH={prefix / "lib"}',
         '-DBUILD_TESTING=OFF',
         '-Wno-dev',
     ]  # fmt: skip
@@ -144,7 +148,7 @@ def build(package: str, prefix: Path, jobs: int) -> None:
     run_logged(['make', '-C', str(folder), f'-j{jobs}', 'install'], log, environment, package)
 
 
-def build_all(prefix: Path, jobs: int, say: 'callable' = print) -> list[str]:
+def build_all(prefix: Path, jobs: int, say: Callable[[str], None] = print) -> list[str]:
     """Build what is missing or changed; return the names of the packages that were built."""
     stamps = prefix / '.build' / 'stamps'
     stamps.mkdir(parents=True, exist_ok=True)
