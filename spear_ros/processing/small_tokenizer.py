@@ -36,7 +36,8 @@ _PLACES = (
 )  # fmt: skip
 _QUESTIONS = (
     'what is the distance between the', 'where is the centre of the', 'and the', 'answer',
-    'which is closer to the camera', 'what are the corners of the', 'what is the closest point of the',
+    'which is closer to the camera', 'what are the corners of the',
+    'what is the closest point of the',
 )  # fmt: skip
 
 
