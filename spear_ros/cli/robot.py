@@ -1,4 +1,4 @@
-"""``spear robot``: what an operator does with ``ros2 service call``, where there is no ros2 command.
+"""``spear robot``: what an operator does by service call, where there is no ros2 command.
 
 Stop comes first: ``spear robot stop`` needs nothing but the executor.
 """

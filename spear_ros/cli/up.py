@@ -1,4 +1,4 @@
-"""``spear up``: start the nodes of a system in the foreground, where there is no ``ros2 launch``."""
+"""``spear up``: start the nodes in the foreground, where there is no ``ros2 launch``."""
 
 import argparse
 import dataclasses
