@@ -40,3 +40,5 @@ STATUS = _profile(10, reliable=True)
 LATCHED = _profile(1, reliable=True, latched=True)
 """controller_manager activity: sent on change only, late joiners get the last one."""
 DIAGNOSTICS = _profile(10, reliable=True)
+CLOCK = _profile(1, reliable=False)
+"""/clock, as rosbag2 and Gazebo publish it: only the newest time counts."""
