@@ -7,6 +7,7 @@ closest name that is known.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,6 +59,8 @@ class Rule:
     """Rows of each published tensor, where there are several."""
     layers: int = 0
     """0: the rule holds once; else ``{i}`` runs over the layers."""
+    lead: int = 0
+    """Leading axes of length 1 that only the published tensor has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Piece:
     """One of our tensors after ``{i}`` is filled in."""
 
     published: tuple[str, ...]
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+    lead: int = 0
 
 
 def expand(rules: Iterable[Rule]) -> dict[str, Piece]:
@@ -77,7 +81,7 @@ def expand(rules: Iterable[Rule]) -> dict[str, Piece]:
             ours = rule.ours.replace('{i}', str(i))
             assert ours not in table, f'two rules give {ours}'
             names = tuple(p.replace('{i}', str(i)) for p in rule.published)
-            table[ours] = Piece(names, rule.rows)
+            table[ours] = Piece(names, rule.rows, rule.lead)
     return table
 
 
@@ -85,14 +89,15 @@ def our_shape(piece: Piece, source: TensorSource) -> Shape:
     """Shape that our tensor gets from the published ones."""
     shapes = [source.shape(name) for name in piece.published]
     if len(shapes) == 1:
-        return shapes[0]
+        lead = piece.lead if shapes[0][: piece.lead] == (1,) * piece.lead else 0
+        return shapes[0][lead:]
     return (sum(s[0] for s in shapes), *shapes[0][1:])
 
 
 def to_ours(piece: Piece, source: TensorSource) -> torch.Tensor:
     """Read our tensor from the published ones (stacked where there are several)."""
     parts = [source.get(name) for name in piece.published]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0].flatten(0, piece.lead) if len(parts) == 1 else torch.cat(parts)
 
 
 def to_published(
@@ -104,11 +109,8 @@ def to_published(
     """
     published: dict[str, torch.Tensor] = {}
     for ours, piece in table.items():
-        parts = (
-            torch.split(state[ours], list(piece.rows))
-            if len(piece.published) > 1
-            else (state[ours],)
-        )
+        tensor = state[ours][(None,) * piece.lead]
+        parts = tensor.split(list(piece.rows)) if len(piece.published) > 1 else (tensor,)
         published.update(zip(piece.published, parts, strict=True))
     return published
 
@@ -174,15 +176,15 @@ def compare(
         table: our name -> published names; must cover ``needed``.
         source: the published tensors.
         needed: our name -> shape.
-        ignorable: prefixes of published names that are known and not used.
+        ignorable: regular expressions of published names that are known and not used.
     """
     assert needed.keys() <= table.keys(), sorted(needed.keys() - table.keys())[:5]
     present = set(source.keys())
     wanted = {name: ours for ours in needed for name in table[ours].published}
     missing = sorted(wanted.keys() - present)
-    prefixes = tuple(ignorable)
+    patterns = [re.compile(p) for p in ignorable]
     spare = sorted(present - wanted.keys())
-    ignored = [n for n in spare if prefixes and n.startswith(prefixes)]
+    ignored = [n for n in spare if any(p.fullmatch(n) for p in patterns)]
     unexpected = [n for n in spare if n not in set(ignored)]
     misshapen = []
     for ours, shape in needed.items():
@@ -210,3 +212,23 @@ def _closest(missing: list[str], unexpected: list[str], limit: int = 50) -> dict
             if near:
                 found[name] = near[0]
     return found
+
+
+class MappedSource:
+    """A source seen through a table: our names, our shapes, one tensor at a time."""
+
+    def __init__(self, table: Mapping[str, Piece], source: TensorSource) -> None:
+        self.table = table
+        self.source = source
+
+    def keys(self) -> Iterable[str]:
+        """Our names."""
+        return self.table.keys()
+
+    def shape(self, name: str) -> Shape:
+        """Shape of one of our tensors."""
+        return our_shape(self.table[name], self.source)
+
+    def get(self, name: str) -> torch.Tensor:
+        """One of our tensors; may be a view of the source's."""
+        return to_ours(self.table[name], self.source)
