@@ -92,6 +92,8 @@ class RobotSpec:
     """Start pose of an episode."""
     q_rest_rad: tuple[float, ...] = ()
     """Null-space reference of the inverse kinematics."""
+    homes_rad: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Gripper name -> start pose with that gripper; ``registry.get_robot`` picks one."""
     workspace_min_m: Vector3 = (0.0, 0.0, 0.0)
     """Hard box for the end-effector frame in the base frame."""
     workspace_max_m: Vector3 = (0.0, 0.0, 0.0)
@@ -112,3 +114,8 @@ class RobotSpec:
     def joint_names(self) -> tuple[str, ...]:
         """Names in the driver's joint-state message, base to wrist."""
         return tuple(j.name for j in self.joints)
+
+    @property
+    def n_joints(self) -> int:
+        """Number of arm joints n."""
+        return len(self.joints)
