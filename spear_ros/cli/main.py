@@ -9,6 +9,7 @@ import argparse
 import ast
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def commands() -> dict[str, str]:
         source = path.read_text(encoding='utf-8')
         if path.stem != 'main' and '\ndef add_parser(' in source:
             doc = ast.get_docstring(ast.parse(source)) or path.stem
-            found[path.stem.replace('_', '-')] = doc.splitlines()[0]
+            line = re.sub(r'^``spear [^`]*``: ', '', doc.splitlines()[0])
+            found[path.stem.replace('_', '-')] = line
     return found
 
 
