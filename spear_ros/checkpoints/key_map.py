@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 class TensorSource(Protocol):
     """Named tensors that are read one at a time: files, or a dictionary in memory."""
 
-    def keys(self) -> Iterable[str]: ...  # noqa: D102
+    def names(self) -> Iterable[str]: ...  # noqa: D102
     def shape(self, name: str) -> Shape: ...  # noqa: D102
     def get(self, name: str) -> torch.Tensor: ...  # noqa: D102
 
@@ -33,7 +33,7 @@ class StateDictSource:
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self._state = state
 
-    def keys(self) -> Iterable[str]:
+    def names(self) -> Iterable[str]:
         """Names."""
         return self._state.keys()
 
@@ -179,7 +179,7 @@ def compare(
         ignorable: regular expressions of published names that are known and not used.
     """
     assert needed.keys() <= table.keys(), sorted(needed.keys() - table.keys())[:5]
-    present = set(source.keys())
+    present = set(source.names())
     wanted = {name: ours for ours in needed for name in table[ours].published}
     missing = sorted(wanted.keys() - present)
     patterns = [re.compile(p) for p in ignorable]
@@ -221,7 +221,7 @@ class MappedSource:
         self.table = table
         self.source = source
 
-    def keys(self) -> Iterable[str]:
+    def names(self) -> Iterable[str]:
         """Our names."""
         return self.table.keys()
 

@@ -114,7 +114,7 @@ def _check(path: Path, source: TensorSource, config: object) -> MogeWeights:
     if not isinstance(config, Mapping):
         raise UserError(f'{path}: no model_config; give the model.pt of Ruicheng/moge-vitl.')
     layers = config.get('intermediate_layers', 4)
-    second = any(name.startswith('encoder.') for name in source.keys()) or 'neck' in config
+    second = any(name.startswith('encoder.') for name in source.names()) or 'neck' in config
     if second or not isinstance(layers, int):
         raise UserError(
             f'{path}: this is MoGe-2 (intermediate_layers {layers}), whose encoder was trained to '

@@ -6,7 +6,9 @@ from pathlib import Path
 from spear_ros.checkpoints.key_map import KeyReport, MappedSource, Rule, Shape, compare, expand
 from spear_ros.checkpoints.tensor_files import TensorFiles
 from spear_ros.checkpoints.vision_language_maps import (
-    PALIGEMMA_LAYOUTS,
+    LANGUAGE_PREFIXES,
+    PROJECTOR_PREFIXES,
+    VISION_PREFIXES,
     PaligemmaLayout,
     gemma_rules,
     siglip_rules,
@@ -43,24 +45,28 @@ def paligemma_rules(
     ]
 
 
-def detect_layout(path: Path, keys: Iterable[str]) -> PaligemmaLayout:
-    """Tell the layout from two names that every PaliGemma has.
+def detect_layout(path: Path, names: Iterable[str]) -> PaligemmaLayout:
+    """Tell the layout from one name of each part.
 
     Raises:
-        UserError: none fits; the sentence shows what the file does hold.
+        UserError: a part is not there; the sentence shows what the file does hold.
     """
-    keys = set(keys)
-    for layout in PALIGEMMA_LAYOUTS:
-        marks = (
-            f'{layout.language}embed_tokens.weight',
-            f'{layout.vision}embeddings.patch_embedding.weight',
+    names = set(names)
+
+    def prefix(part: str, options: Iterable[str], mark: str) -> str:
+        for option in options:
+            if option + mark in names:
+                return option
+        first = ', '.join(sorted(names)[:2]) or 'nothing'
+        raise UserError(
+            f'{path}: no PaliGemma {part} in it (it holds {first} ...); give the safetensors of '
+            'google/paligemma-3b.'
         )
-        if keys.issuperset(marks):
-            return layout
-    first = ', '.join(sorted(keys)[:2]) or 'nothing'
-    raise UserError(
-        f'{path}: not PaliGemma weights (it holds {first} ...); give the safetensors of '
-        'google/paligemma-3b.'
+
+    return PaligemmaLayout(
+        language=prefix('language model', LANGUAGE_PREFIXES, 'embed_tokens.weight'),
+        vision=prefix('vision tower', VISION_PREFIXES, 'embeddings.patch_embedding.weight'),
+        projector=prefix('projector', PROJECTOR_PREFIXES, 'linear.weight'),
     )
 
 
@@ -83,7 +89,7 @@ def open_paligemma(
         UserError: the files are damaged or not PaliGemma.
     """
     files = TensorFiles(path)
-    layout = detect_layout(Path(path), files.keys())
+    layout = detect_layout(Path(path), files.names())
     table = expand(paligemma_rules(config, layout, prefixes))
     shapes = {name: needed[name] for name in table}
     embedding = f'{prefixes["language"]}embedding.weight'

@@ -85,7 +85,7 @@ class TensorFiles:
                 self.entries[name] = entry
         _check_index(self.path, self.entries, wanted)
 
-    def keys(self) -> Iterable[str]:
+    def names(self) -> Iterable[str]:
         """Names of the tensors, in the order of the files."""
         return self.entries.keys()
 

@@ -15,35 +15,25 @@ from spear_ros.networks.config import GemmaConfig, VitConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaligemmaLayout:
-    """Prefixes of one way in which PaliGemma is stored."""
+    """Prefixes of the three parts of PaliGemma in one file, each with its dot."""
 
-    name: str
     language: str
     vision: str
     projector: str
 
 
-PALIGEMMA_LAYOUTS = (
-    PaligemmaLayout(
-        name='hub',
-        language='language_model.model.',
-        vision='vision_tower.vision_model.',
-        projector='multi_modal_projector.',
-    ),
-    PaligemmaLayout(
-        name='transformers 5',
-        language='model.language_model.',
-        vision='model.vision_tower.',
-        projector='model.multi_modal_projector.',
-    ),
-    # transformers 4.52 to 5.x state dicts, before the vision tower lost its inner prefix.
-    PaligemmaLayout(
-        name='transformers 4.52',
-        language='model.language_model.',
-        vision='model.vision_tower.vision_model.',
-        projector='model.multi_modal_projector.',
-    ),
+# Every combination that has been seen: the hub's files (language_model.model, vision_tower.
+# vision_model), state dicts of transformers 5 (model.language_model, model.vision_tower), of 4.52
+# (model.vision_tower.vision_model), and what transformers 5 saves (language_model.model,
+# vision_tower). The part with the inner prefix comes first, as it contains the other.
+LANGUAGE_PREFIXES = ('language_model.model.', 'model.language_model.')
+VISION_PREFIXES = (
+    'vision_tower.vision_model.',
+    'model.vision_tower.vision_model.',
+    'vision_tower.',
+    'model.vision_tower.',
 )
+PROJECTOR_PREFIXES = ('multi_modal_projector.', 'model.multi_modal_projector.')
 
 
 def siglip_rules(ours: str, published: str, config: VitConfig) -> list[Rule]:

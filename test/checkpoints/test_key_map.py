@@ -18,16 +18,17 @@ RULES = [
     Rule('embed', ('model.embed_tokens.weight',)),
     Rule('blocks.{i}.qkv', ('layers.{i}.q', 'layers.{i}.k', 'layers.{i}.v'), (4, 1, 1), layers=3),
     Rule('blocks.{i}.out', ('layers.{i}.o',), layers=3),
+    Rule('token', ('cls',), lead=2),
 ]
 TABLE = expand(RULES)
-NEEDED = {'embed': (8, 2)} | {
+NEEDED = {'embed': (8, 2), 'token': (2,)} | {
     f'blocks.{i}.{n}': s for i in range(3) for n, s in (('qkv', (6, 2)), ('out', (2, 2)))
 }
 
 
 def published():
     generator = torch.Generator().manual_seed(0)
-    shapes = {'model.embed_tokens.weight': (8, 2)}
+    shapes = {'model.embed_tokens.weight': (8, 2), 'cls': (1, 1, 2)}
     for i in range(3):
         shapes |= {f'layers.{i}.{n}': (r, 2) for n, r in (('q', 4), ('k', 1), ('v', 1), ('o', 2))}
     return {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
@@ -73,8 +74,13 @@ def test_a_wrong_shape_says_both_shapes():
 
 def test_known_and_unused_tensors_are_listed_but_do_not_hinder():
     state = published() | {'head.a': torch.ones(1), 'head.b': torch.ones(1)}
-    report = compare(TABLE, StateDictSource(state), NEEDED, ignorable=('head.',))
+    report = compare(TABLE, StateDictSource(state), NEEDED, ignorable=(r'head\..*',))
     assert report.fits
     assert report.ignored == ('head.a', 'head.b')
     assert 'not used: 2 tensors' in report.lines()[0]
     assert not compare(TABLE, StateDictSource(state), NEEDED).fits
+
+
+def test_a_leading_axis_that_is_not_one_is_a_wrong_shape():
+    state = published() | {'cls': torch.zeros(3, 1, 2)}
+    assert 'cls has (3, 1, 2)' in compare(TABLE, StateDictSource(state), NEEDED).misshapen[0]

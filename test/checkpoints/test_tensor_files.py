@@ -65,7 +65,7 @@ def test_what_we_write_the_library_reads_and_the_hash_is_of_the_file(tmp_path):
 def test_what_the_library_writes_we_read(tmp_path):
     save_file(tensors(), tmp_path / 'w.safetensors', metadata={'format': 'pt'})
     files = TensorFiles(tmp_path / 'w.safetensors')
-    assert set(files.keys()) == set(tensors())
+    assert set(files.names()) == set(tensors())
     for name, tensor in tensors().items():
         assert files.shape(name) == tuple(tensor.shape)
         assert torch.equal(files.get(name), tensor)
