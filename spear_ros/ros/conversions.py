@@ -12,11 +12,14 @@ from geometry_msgs.msg import Pose, PoseStamped
 from nav_msgs.msg import Path
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from spear_msgs.msg import ActionChunk as ActionChunkMsg
-from spear_msgs.msg import ObjectPoses
+from spear_msgs.msg import ExecutorStatus, ObjectPoses, PolicyStatus
 from std_msgs.msg import Header
 
 from spear_ros.core.geometry import pose_parts
+from spear_ros.core.reasons import Reason
 from spear_ros.core.types import ActionChunk, FloatArray, ImageArray
+from spear_ros.runtime.executor_types import ExecutorSnapshot, PolicyHealth
+from spear_ros.runtime.state_machine import State
 
 _NS = 1_000_000_000
 
@@ -169,3 +172,40 @@ def object_poses_to_msg(
         names=list(poses),
         poses=[pose_to_msg(*pose_parts(T)) for T in poses.values()],
     )
+
+
+def policy_health_from_msg(message: PolicyStatus, received_ns: int) -> PolicyHealth:
+    """What the executor needs of the policy's status; an unknown reason counts as not ready."""
+    try:
+        reason = Reason(message.reason)
+    except ValueError:
+        reason = Reason.POLICY_NOT_READY
+    return PolicyHealth(
+        stamp_ns=ns_from_time(message.header.stamp),
+        received_ns=received_ns,
+        active=message.lifecycle_state == 'active',
+        policy_session=message.policy_session,
+        checkpoint_id=message.checkpoint_id,
+        embodiment=message.embodiment,
+        ee_frame=message.ee_frame,
+        step_s=message.step_s,
+        horizon=int(message.horizon),
+        instruction_id=message.instruction_id,
+        spec_mismatch=message.spec_mismatch,
+        ready=message.ready,
+        reason=reason,
+        text=message.text,
+        stream_problems=tuple(s.problem for s in message.streams if s.problem),
+    )
+
+
+_STATUS_FIELDS = frozenset(ExecutorStatus.get_fields_and_field_types()) - {'header'}
+
+
+def executor_status_to_msg(snapshot: ExecutorSnapshot, stamp_ns: int) -> ExecutorStatus:
+    """Every field of the message from the field of the same name in the snapshot."""
+    message = ExecutorStatus(header=header(stamp_ns))
+    for name in _STATUS_FIELDS:
+        value = getattr(snapshot, name)
+        setattr(message, name, int(value) if isinstance(value, Reason | State) else value)
+    return message

@@ -57,8 +57,8 @@ class Target(Protocol):
         ...
 
     @property
-    def gripper(self) -> float:
-        """1 = open, 0 = closed."""
+    def gripper(self) -> float | None:
+        """1 = open, 0 = closed; None = leave it as it is."""
         ...
 
 
@@ -78,6 +78,8 @@ class Driver(Protocol):
 
     command_topic: str
     """Topic that only one node may publish on."""
+    frame_id: str
+    """The driver's name of the base frame, for headers."""
 
     def start(self, sink: StateSink) -> None:
         """Create publishers and subscriptions; states flow into ``sink`` from now on."""
@@ -210,3 +212,12 @@ class GripperFeed:
             self.opening = self._state.opening(message.position[index])
             now = self._node.get_clock().now().nanoseconds
             self._sink.on_gripper(ns_from_time(message.header.stamp), now, self.opening)
+
+
+def nobody_listens(topic: str) -> DriverReport:
+    """Report of a command topic without a matching subscriber."""
+    return DriverReport(
+        Reason.DRIVER_LOST,
+        f'nobody listens to {topic}, or only with another quality of service: start the '
+        'controller, and let it subscribe reliable and volatile.',
+    )

@@ -31,6 +31,7 @@ from spear_ros.ros.drivers.base import (
     Target,
     count_publishers,
     messages,
+    nobody_listens,
     wait_for,
 )
 from spear_ros.ros.qos import COMMAND, JOINTS_INPUT, LATCHED, RAW_POLL
@@ -54,6 +55,9 @@ class FrankaHealth:
     activity: dict[str, str] | None = None
     """Controllers and hardware components -> lifecycle label."""
     rate_problem: str = ''
+    command_topic: str = ''
+    listeners: int = 1
+    """Subscribers that the target topic reaches."""
 
     def judge(self, now_s: float) -> DriverReport:
         """Return the first thing that keeps the robot from being driven."""
@@ -80,6 +84,8 @@ class FrankaHealth:
             )
         if self.rate_problem:
             return DriverReport(Reason.DRIVER_LOST, self.rate_problem)
+        if not self.listeners:
+            return nobody_listens(self.command_topic)
         return self._judge_activity() or self._judge_mode()
 
     def _judge_activity(self) -> DriverReport | None:
@@ -125,7 +131,7 @@ class FrankaDriver:
         self._config: FrankaDriverConfig = config.franka
         self._arm, self._monotonic = config.arm, monotonic
         self.command_topic = self._config.target_pose_topic
-        self._frame = spec.driver_frames.get(spec.base_frame, spec.base_frame)
+        self.frame_id = spec.driver_frames.get(spec.base_frame, spec.base_frame)
         self._msgs = messages('franka_msgs.msg')
         self._actions = messages('franka_msgs.action')
         self._cm_msgs = messages('controller_manager_msgs.msg')
@@ -135,6 +141,7 @@ class FrankaDriver:
             hardware_component=self._config.hardware_component,
             controller=self._config.controller,
             max_age_s=self._config.robot_state_max_age_s,
+            command_topic=self.command_topic,
         )
         self._next_state_poll = 0.0
 
@@ -190,8 +197,9 @@ class FrankaDriver:
 
     def send(self, target: Target) -> None:
         """Publish one pose of link8 in the base frame, and hand the gripper its target."""
-        self._publisher.publish(pose_stamped(target.T_base_ee, target.stamp_ns, self._frame))
-        self._gripper.command(target.gripper)
+        self._publisher.publish(pose_stamped(target.T_base_ee, target.stamp_ns, self.frame_id))
+        if target.gripper is not None:
+            self._gripper.command(target.gripper)
 
     def poll(self) -> DriverReport:
         """Take the newest robot_state and judge."""
@@ -199,6 +207,7 @@ class FrankaDriver:
         if now >= self._next_state_poll:
             self._next_state_poll = now + 1.0 / self._config.robot_state_poll_hz - 0.005
             self._take_robot_state(now)
+        self.health.listeners = self._publisher.get_subscription_count()
         report = self.health.judge(now)
         gripper = self._gripper.poll()
         if report.reason == Reason.NONE and gripper:

@@ -27,6 +27,7 @@ from spear_ros.ros.drivers.base import (
     Target,
     count_publishers,
     messages,
+    nobody_listens,
     wait_for,
 )
 from spear_ros.ros.drivers.grippers import BinaryTarget, JamWatch, PwmGripper
@@ -92,6 +93,7 @@ class WidowxDriver:
             messages('interbotix_xs_msgs.srv'),
         )
         self.command_topic = f'{self._config.namespace}/commands/joint_group'
+        self.frame_id = spec.driver_frames.get(spec.base_frame, spec.base_frame)
         self._pwm = PwmGripper(gripper.pwm, gripper.hold_pwm, gripper.closing_time_s)
         self._target, self._jam = BinaryTarget(), JamWatch()
         self._opening: float | None = None
@@ -135,7 +137,8 @@ class WidowxDriver:
             name=self._config.group, cmd=[float(q) for q in target.q_rad]
         )
         self._group.publish(command)
-        self._target.update(target.gripper)
+        if target.gripper is not None:
+            self._target.update(target.gripper)
 
     def poll(self) -> DriverReport:
         """Drive the gripper's PWM and judge services, efforts and error registers."""
@@ -147,6 +150,8 @@ class WidowxDriver:
             return DriverReport(
                 Reason.DRIVER_LOST, f'{self._arm.topic} is silent: start xs_sdk (xsarm_control).'
             )
+        if not self._group.get_subscription_count():
+            return nobody_listens(self.command_topic)
         problem = self._rate_problem or self._modes.poll(now)
         if problem:
             return DriverReport(Reason.DRIVER_LOST, problem)

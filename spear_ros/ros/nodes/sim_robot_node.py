@@ -59,7 +59,7 @@ class SimRobotNode(Node):
             config = config.simulated()
         if config.sim is None:
             raise UserError('the robot file has no "sim" section.')
-        spec = get_robot(config.model)
+        spec = get_robot(config.model, config.gripper)
         self.world = World(spec, config.gripper, seed=parameters.seed, shadows=parameters.shadows)
         self.world.reset_scene(parameters.seed, parameters.family)
         self.faults = FaultBoard()

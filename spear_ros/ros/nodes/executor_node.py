@@ -1,0 +1,272 @@
+"""executor_node: the safety boundary. Wraps runtime.executor.Executor, whose logic has no ROS.
+
+Two threads: the node's single-threaded executor stores messages and answers services; the control
+thread ticks and sends. The node never writes to disk and never loads torch.
+"""
+
+import gc
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nav_msgs.msg import Path as PathMsg
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
+from spear_msgs.msg import ActionChunk, ExecutorStatus, PolicyStatus
+from std_srvs.srv import Trigger
+
+from spear_ros.core.errors import UserError
+from spear_ros.core.reasons import SILENT_REASONS, Reason
+from spear_ros.robots.registry import get_robot
+from spear_ros.ros import qos
+from spear_ros.ros.config import WiringParameters, robot_config
+from spear_ros.ros.control_loop import ControlLoop
+from spear_ros.ros.conversions import (
+    chunk_from_msg,
+    executor_status_to_msg,
+    path_to_msg,
+    policy_health_from_msg,
+)
+from spear_ros.ros.diagnostics import ERROR, OK, WARN, Diagnosis, Diagnostics
+from spear_ros.ros.drivers.base import DriverReport
+from spear_ros.ros.drivers.registry import make_driver
+from spear_ros.ros.lifecycle import AutostartNode, run_node
+from spear_ros.ros.parameters import declare_parameters
+from spear_ros.runtime.executor import Executor
+from spear_ros.runtime.executor_types import Answer, DriverState, ExecutorSettings
+from spear_ros.runtime.safety import load_limits
+from spear_ros.runtime.state_machine import State
+
+_STATUS_HZ, _DRIVER_HZ, _PREVIEW_HZ = 10.0, 20.0, 5.0
+_COME_TO_REST_S = 2.0
+_REQUESTS = ('arm', 'disarm', 'stop', 'reset', 'home', 'recover')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorParameters:
+    """ROS parameters of this node beside the wiring."""
+
+    speed_scale: float = field(
+        default=1.0,
+        metadata={
+            'description': 'multiplies velocities, not braking',
+            'min': 0.05,
+            'max': 1.0,
+            'read_only': False,
+        },
+    )
+    safety: str = field(
+        default='', metadata={'description': 'YAML of limits instead of config/safety/<family>'}
+    )
+    require_policy: bool = field(
+        default=True, metadata={'description': 'false: arm without a policy, to home and jog'}
+    )
+
+
+class ExecutorNode(AutostartNode):
+    """Services, topics and threads around one Executor and one driver."""
+
+    def __init__(self) -> None:
+        super().__init__('executor_node')
+        wiring = declare_parameters(self, WiringParameters)
+        parameters = declare_parameters(self, ExecutorParameters)
+        self._config = robot_config(wiring)
+        self._spec = get_robot(self._config.model, self._config.gripper)
+        limits = load_limits(self._spec, Path(parameters.safety) if parameters.safety else None)
+        self._executor = Executor(
+            self._spec,
+            limits,
+            self._now,
+            ExecutorSettings(
+                speed_scale=parameters.speed_scale,
+                arm_max_age_s=self._config.arm.max_age_s,
+                gripper_max_age_s=self._config.gripper_state.max_age_s,
+                require_policy=parameters.require_policy,
+                clock='sim' if self.get_parameter('use_sim_time').value else 'system',
+            ),
+        )
+        self._driver = make_driver(self, self._spec, self._config)
+        self._loop: ControlLoop | None = None
+        self._recovery: threading.Thread | None = None
+        self._report = DriverReport(Reason.DRIVER_LOST, 'not configured yet')
+        self._seen = (State.DISARMED, Reason.NONE, '')
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._create_outputs()
+
+    # ---------------------------------------------------------------------------------- lifecycle
+
+    def configure(self) -> None:
+        """Listen to the robot and to the policy."""
+        self._driver.start(self._executor)
+        self.create_subscription(ActionChunk, '/spear/action_chunk', self._on_chunk, qos.CHUNK)
+        self.create_subscription(
+            PolicyStatus, '/spear/policy_status', self._on_policy_status, qos.STATUS
+        )
+        self.create_timer(1.0 / _DRIVER_HZ, self._poll_driver)
+
+    def activate(self) -> None:
+        """Set the robot's driver up and start the control thread."""
+        self._driver.activate()
+        self._loop = ControlLoop(
+            self._executor, self._driver.send, self._spec.control_rate_hz, self._after_tick
+        )
+        gc.collect()
+        gc.freeze()  # what lives now lives for ever: spare the control thread its collection
+        self._loop.start()
+        self.get_logger().info(f'{self._spec.name}: active, disarmed')
+
+    def deactivate(self) -> None:
+        """Brake to standstill, then end the control thread."""
+        if self._loop is None:
+            return
+        self._executor.disarm()
+        deadline = time.monotonic() + _COME_TO_REST_S
+        while time.monotonic() < deadline and not self._at_rest():
+            time.sleep(0.01)
+        self._loop.stop()
+        self._loop = None
+
+    def close(self) -> None:
+        """Bring the robot to rest before the process ends."""
+        self.deactivate()
+        if self._recovery is not None:
+            self._recovery.join(1.0)
+        if self.lifecycle_state != 'unconfigured':
+            self._driver.close()
+
+    def _at_rest(self) -> bool:
+        snapshot = self._executor.snapshot()
+        return snapshot.state == State.DISARMED or (
+            snapshot.state == State.FAULT and snapshot.standstill
+        )
+
+    # -------------------------------------------------------------------------------------- inputs
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        rejection = self._executor.on_chunk(chunk_from_msg(message), self._now())
+        if rejection is not None:
+            self.get_logger().warning(
+                f'chunk {message.sequence} rejected, {rejection.reason.name}: {rejection.text}',
+                throttle_duration_sec=1.0,
+            )
+
+    def _on_policy_status(self, message: PolicyStatus) -> None:
+        self._executor.on_policy_status(policy_health_from_msg(message, self._now()))
+
+    def _poll_driver(self) -> None:
+        self._report = report = self._driver.poll()
+        self._executor.on_driver(
+            DriverState(received_ns=self._now(), reason=report.reason, text=report.text)
+        )
+        self._executor.on_publisher_count(self._driver.publisher_count())
+        if self._executor.take_recovery():
+            self._recovery = threading.Thread(target=self._recover, name='recovery', daemon=True)
+            self._recovery.start()
+
+    def _recover(self) -> None:
+        report = self._driver.recover(self._executor.on_recovery)
+        success = report.reason == Reason.NONE
+        text = report.text or 'recovered: call reset, then arm.'
+        self._executor.on_recovery(text, finished=True, success=success)
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == 'speed_scale':
+                try:
+                    self._executor.set_speed_scale(float(parameter.value))
+                except UserError as error:
+                    return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    # ------------------------------------------------------------------------------------- outputs
+
+    def _create_outputs(self) -> None:
+        self._status = self.create_publisher(ExecutorStatus, '/spear/executor_status', qos.STATUS)
+        self._preview = self.create_publisher(PathMsg, '/spear/preview', qos.STATUS)
+        self._changed = self.create_guard_condition(self._on_change)
+        self.create_timer(1.0 / _STATUS_HZ, self._send_status)
+        self.create_timer(1.0 / _PREVIEW_HZ, self._send_preview)
+        for name in _REQUESTS:
+            self.create_service(Trigger, f'/spear/executor_node/{name}', self._handler(name))
+        self._diagnostics = Diagnostics(self, self._spec.name, self._diagnose)
+
+    def _handler(self, name: str):  # noqa: ANN202 - a closure with rclpy's callback signature
+        def handle(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            answer = self._request(name)
+            response.success, response.message = answer.accepted, answer.text
+            self.get_logger().info(f'{name}: {answer.text}')
+            self._send_status()
+            return response
+
+        return handle
+
+    def _request(self, name: str) -> Answer:
+        if name in ('arm', 'home') and self.lifecycle_state != 'active':
+            return Answer(
+                False, f'executor_node is {self.lifecycle_state}: activate it, then {name}.'
+            )
+        return getattr(self._executor, name)()  # type: ignore[no-any-return]
+
+    def _after_tick(self) -> None:
+        """In the control thread: wake the node when something changed."""
+        snapshot = self._executor.snapshot()
+        seen = (snapshot.state, snapshot.reason, snapshot.progress)
+        if seen != self._seen or (self._loop is not None and self._loop.failure):
+            self._seen = seen
+            self._changed.trigger()
+
+    def _on_change(self) -> None:
+        snapshot = self._executor.snapshot()
+        self.get_logger().info(f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}')
+        if snapshot.reason in SILENT_REASONS or snapshot.state == State.DISARMED:
+            self._driver.release()
+        self._send_status()
+
+    def _send_status(self) -> None:
+        message = executor_status_to_msg(self._executor.snapshot(), self._now())
+        if self._loop is not None and self._loop.failure:
+            # The executor that failed cannot say so itself.
+            message.state, message.reason = int(State.FAULT), int(Reason.INTERNAL_ERROR)
+            message.text = f'the control thread died, restart the node: {self._loop.failure}'
+        self._status.publish(message)
+
+    def _send_preview(self) -> None:
+        poses = self._executor.preview()
+        self._preview.publish(path_to_msg(poses, self._now(), self._driver.frame_id))
+
+    def _diagnose(self) -> list[Diagnosis]:
+        snapshot = self._executor.snapshot()
+        bad = snapshot.state in (State.HOLD, State.FAULT)
+        executor = Diagnosis(
+            'executor',
+            (ERROR if snapshot.state == State.FAULT else WARN) if bad else OK,
+            f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}'.strip(),
+            {
+                'command_interval_p50_ms': snapshot.command_interval_p50_ms,
+                'command_interval_p99_ms': snapshot.command_interval_p99_ms,
+                'chunks_accepted': snapshot.chunks_accepted,
+                'chunks_rejected': snapshot.chunks_rejected,
+                **{f'rejected {r.name}': n for r, n in snapshot.reject_counts.items()},
+            },
+        )
+        healthy = self._report.reason == Reason.NONE
+        driver = Diagnosis('driver', OK if healthy else ERROR, self._report.text or 'healthy')
+        loop = self._loop
+        if loop is None:
+            return [executor, driver]
+        level = OK if loop.realtime else WARN
+        return [executor, driver, Diagnosis('control thread', level, loop.priority)]
+
+    def _now(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_node(ExecutorNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
