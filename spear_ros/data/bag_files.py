@@ -29,6 +29,7 @@ from spear_ros.data.bag_salvage import (
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A 4K picture in four channels has half of this."""
+MAX_NOTES = 20
 _SUFFIXES = ('.mcap', '.db3', '.bag')
 
 
@@ -81,7 +82,9 @@ class Bag:
     def __init__(self, path: Path | str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.path = Path(path)
         self.damage: list[str] = []
-        """What was lost, one clause each; filled further while messages are read."""
+        """What was lost, one clause each, no clause twice; filled further while reading."""
+        self.unreadable = 0
+        """Messages that could not be read in the last pass over :meth:`messages`."""
         self.notes: list[str] = []
         """What was odd but cost nothing."""
         self._max_message_bytes = max_message_bytes
@@ -119,10 +122,11 @@ class Bag:
         Memory is bounded by one storage chunk per file. Damage ends the file that it is in, is
         noted in :attr:`damage`, and leaves the others unharmed.
         """
+        self.unreadable = 0
         streams = [self._guarded(source, topics) for source in self._sources]
         for message in heapq.merge(*streams, key=lambda m: m[1]):
             if len(message[2]) > self._max_message_bytes:
-                self.damage.append(
+                self.skip_message(
                     f'a message of {len(message[2])} bytes on {message[0]} exceeds the limit of '
                     f'{self._max_message_bytes} and was skipped'
                 )
@@ -133,7 +137,16 @@ class Bag:
         try:
             yield from source.messages(topics)
         except Exception as error:  # parsers of four formats, on arbitrary bytes
-            self.damage.append(f'reading stopped at damaged data ({_brief(error)})')
+            self._note_damage(f'reading stopped at damaged data ({_brief(error)})')
+
+    def skip_message(self, why: str) -> None:
+        """Count a message that cannot be used, and keep the reason."""
+        self.unreadable += 1
+        self._note_damage(why)
+
+    def _note_damage(self, why: str) -> None:
+        if why not in self.damage and len(self.damage) < MAX_NOTES:
+            self.damage.append(why)
 
     def check_type(self, topic: str) -> None:
         """Make sure that the messages of ``topic`` can be turned into objects.

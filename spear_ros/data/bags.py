@@ -127,6 +127,11 @@ class BagReader:
         """What was lost; complete once the samples have been read to the end."""
         return self._bag.damage
 
+    @property
+    def unreadable(self) -> int:
+        """Messages of mapped topics that could not be read in the last pass."""
+        return self._bag.unreadable
+
     def samples(
         self,
         streams: Collection[str] | None = None,
@@ -151,20 +156,10 @@ class BagReader:
             try:
                 message = self._bag.deserialize(topic, data)
             except UserError as error:
-                self._bag.damage.append(str(error))
+                self._bag.skip_message(str(error))
                 continue
             for stream in by_topic[topic]:
-                if keep_encoded and stream in (EXTERNAL, WRIST) and hasattr(message, 'format'):
-                    stamp_ns, blob = decode.stamp_ns(message, received_ns), bytes(message.data)
-                    yield BagSample(
-                        stream=stream,
-                        stamp_ns=stamp_ns,
-                        received_ns=received_ns,
-                        value=None,
-                        encoded=blob,
-                    )
-                else:
-                    yield self._sample(stream, message, received_ns)
+                yield self._sample(stream, message, received_ns, keep_encoded)
         if progress is not None:
             progress(total, total)
 
@@ -206,18 +201,21 @@ class BagReader:
                 )
             bag.check_type(topic)
 
-    def _sample(self, stream: str, message: Any, received_ns: int) -> BagSample:
-        stamp_ns = decode.stamp_ns(message, received_ns)
+    def _sample(self, stream: str, message: Any, received_ns: int, keep_encoded: bool) -> BagSample:
+        value, encoded, problem, reason = None, None, '', Reason.NONE
         try:
-            value, problem, reason = self._decode(stream, message), '', Reason.NONE
+            if keep_encoded and stream in (EXTERNAL, WRIST) and hasattr(message, 'format'):
+                encoded = bytes(message.data)
+            else:
+                value = self._decode(stream, message)
         except UserError as error:
-            value, problem = None, str(error)
-            reason = getattr(error, 'reason', Reason.NONE)
+            problem, reason = str(error), getattr(error, 'reason', Reason.NONE)
         return BagSample(
             stream=stream,
-            stamp_ns=stamp_ns,
+            stamp_ns=decode.stamp_ns(message, received_ns),
             received_ns=received_ns,
             value=value,
+            encoded=encoded,
             problem=problem,
             reason=reason,
         )

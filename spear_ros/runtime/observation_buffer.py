@@ -61,7 +61,7 @@ class ObservationBuffer:
         self._lock = threading.Lock()
         self._built_ns: int | None = None
         self._instruction = ('', '')
-        self._cameras = {
+        self._cameras: dict[str, CameraStream] = {
             name: CameraStream(name, *self._limits(name, config.image_max_age_s, 32))
             for name in config.cameras
         }
@@ -194,6 +194,16 @@ class ObservationBuffer:
         """Health of every stream that is wired up, for policy_status and the doctor."""
         with self._lock:
             return [self._health(s, now_ns) for s in self._wired()]
+
+    def refusals(self) -> dict[str, tuple[int, str]]:
+        """Stream -> number of unusable messages so far, if any, and the newest reason."""
+        with self._lock:
+            return {s.name: (s.refused, s.last_refusal) for s in self._all() if s.refused}
+
+    def late_samples(self) -> dict[str, int]:
+        """Stream -> number of samples that came after newer ones, where there are any."""
+        with self._lock:
+            return {s.name: s.late for s in self._all() if s.late}
 
     # -- inside ------------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ class Stream(Generic[T]):
         """Samples that came after a newer one."""
         self.refused = 0
         """Messages that could not be used: decoding failed, or the clock was off."""
+        self.last_refusal = ''
+        """Why the newest refused message was refused; stays."""
         self.bad: tuple[Reason, str] | None = None
         """What was wrong with the newest message; None when it was good."""
         self.last_received_ns: int | None = None
@@ -114,6 +116,7 @@ class Stream(Generic[T]):
 
     def _refuse(self, reason: Reason, text: str) -> None:
         self.refused += 1
+        self.last_refusal = text
         self.bad = (reason, text)
 
     def _trim(self) -> None:

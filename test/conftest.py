@@ -1,0 +1,26 @@
+"""Fixtures that several folders of tests share."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def bags():
+    """Return the module that writes small recordings (needs rosbags)."""
+    pytest.importorskip('rosbags', reason='reading recordings needs the package rosbags')
+    path = Path(__file__).parent / 'bag_factory.py'
+    spec = importlib.util.spec_from_file_location('bag_factory', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='session')
+def real_recordings():
+    """Return the folder of recordings from public sources, which the repository does not hold."""
+    folder = Path(__file__).parents[2] / 'shared/data/real_recordings'
+    if not folder.is_dir():
+        pytest.skip(f'the real recordings are not here ({folder})')
+    return folder
