@@ -41,9 +41,7 @@ class JointIndex:
 class ImpedanceArm:
     """Franka under crisp's Cartesian controller: follows a target pose, and keeps the last one."""
 
-    def __init__(
-        self, model: 'mujoco.MjModel', data: 'mujoco.MjData', robot: RobotSpec
-    ) -> None:
+    def __init__(self, model: 'mujoco.MjModel', data: 'mujoco.MjData', robot: RobotSpec) -> None:
         self._model, self._data = model, data
         self._index = JointIndex(model, robot)
         self._site = model.site(EE_SITE).id
@@ -64,9 +62,7 @@ class ImpedanceArm:
     def actuate(self, dt_s: float) -> None:
         """Write crisp's torques."""
         data, index = self._data, self._index
-        mujoco.mj_jacSite(
-            self._model, data, self._jacobian[:3], self._jacobian[3:], self._site
-        )
+        mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
         data.ctrl[index.actuator] = self.controller.torque(
             self.T_base_ee(),
             self._jacobian[:, index.dof],
@@ -86,9 +82,7 @@ class ServoArm:
     AMPERES_PER_NM = 2.3 / 4.1
     """Dynamixel XM430-W350 at 12 V: 4.1 Nm at 2.3 A (e-Manual)."""
 
-    def __init__(
-        self, model: 'mujoco.MjModel', data: 'mujoco.MjData', robot: RobotSpec
-    ) -> None:
+    def __init__(self, model: 'mujoco.MjModel', data: 'mujoco.MjData', robot: RobotSpec) -> None:
         self._data = data
         self._index = JointIndex(model, robot)
         self._gains = MotorGains()

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from spear_ros.core.errors import UserError
 
+TABLE_Z_M = 0.0
+"""Both simulated arms stand on the table: its top is z = 0 of the base frame. (A RobotSpec's table
+height is the lowest that any set-up may have.)"""
+
 COLOURS: dict[str, tuple[float, float, float]] = {
     'red': (0.80, 0.10, 0.09),
     'green': (0.12, 0.55, 0.18),

@@ -7,7 +7,7 @@ the axis on which the fingers open. Real constants are Franka's hand (franka_des
 stroke (85 mm) and about its length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,4 +124,21 @@ def get_gripper(robot: RobotSpec, name: str | None = None) -> GripperGeometry:
             f'gripper "{name}" does not fit the robot "{robot.name}"; choose one of: '
             f'{", ".join(fitting) or "none is simulated for this family"}.'
         )
-    return GRIPPERS[name]
+    geometry = GRIPPERS[name]
+    if robot.family != 'widowx' or robot.finger_open_m == geometry.finger_open_m:
+        return geometry
+    # A sister arm (vx300s): the same fingers on a carriage of another width.
+    closed, opened = robot.finger_closed_m, robot.finger_open_m
+    return replace(
+        geometry,
+        finger_closed_m=closed,
+        finger_open_m=opened,
+        finger_touch_m=closed + 0.001,
+        max_width_m=2 * (opened - closed - 0.001),
+    )
+
+
+def with_home(robot: RobotSpec, gripper: GripperGeometry) -> RobotSpec:
+    """Return ``robot`` with the start pose that belongs to ``gripper``."""
+    home = robot.homes_rad.get(gripper.name, robot.q_home_rad)
+    return replace(robot, q_home_rad=home, q_rest_rad=home)

@@ -17,8 +17,8 @@ from spear_ros.core.types import FloatArray
 from spear_ros.simulation.catalogue import (
     COLOURS,
     GRASPABLE,
-    N_GRASPABLE_SLOTS,
     HELD_OUT_COMBINATIONS,
+    N_GRASPABLE_SLOTS,
     RECEPTACLES,
     SHAPES,
     Shape,
@@ -102,9 +102,7 @@ class Layout:
     look: Look
 
 
-def draw_layout(
-    robot_family: str, seed: int, family: str = '', variant: str = STANDARD
-) -> Layout:
+def draw_layout(robot_family: str, seed: int, family: str = '', variant: str = STANDARD) -> Layout:
     """Draw the scene of ``seed``.
 
     Raises:
@@ -128,15 +126,15 @@ def draw_layout(
     objects = []
     for name, (x, y, yaw) in zip(names, places, strict=True):
         is_receptacle = split_name(name)[1].receptacle
-        objects.append(PlacedObject(name, -1 if is_receptacle else int(slots[graspable]), x, y, yaw))
+        objects.append(
+            PlacedObject(name, -1 if is_receptacle else int(slots[graspable]), x, y, yaw)
+        )
         graspable += not is_receptacle
     look = _draw_look(rng, len(objects), shifted=variant == SHIFTED)
     return Layout(seed, family, variant, task, words(task), tuple(objects), look)
 
 
-def _draw_things(
-    rng: np.random.Generator, family: str, held_out: bool
-) -> tuple[Task, list[str]]:
+def _draw_things(rng: np.random.Generator, family: str, held_out: bool) -> tuple[Task, list[str]]:
     """Choose the task and the names of all objects, target first, receptacle second."""
     receptacle = ''
     if family == PUT:
@@ -158,7 +156,7 @@ def _draw_things(
 def _draw_name(
     rng: np.random.Generator, shapes: Sequence[str], taken: Sequence[str], held_out: bool
 ) -> str:
-    """Choose a colour and shape: a held-out pair where there is one for ``shapes``, if asked for."""
+    """Choose a colour and shape; a held-out pair where there is one, if asked for."""
     pairs = [
         (c, s)
         for s in shapes
@@ -248,5 +246,3 @@ def _draw_look(rng: np.random.Generator, n_objects: int, shifted: bool) -> Look:
         shift['external'] = shift['external'] + 0.06 * side / np.linalg.norm(side)
         turn['external'] = turn['external'] + rng.choice([-1, 1], 3) * np.deg2rad([3.0, 3.0, 2.0])
     return look
-
-

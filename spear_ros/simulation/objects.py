@@ -39,9 +39,7 @@ def add_object_pool(spec: 'mujoco.MjSpec', scale: float) -> None:
 def _free_body(
     spec: 'mujoco.MjSpec', name: str, index: int, mass: float, gyration: float
 ) -> 'mujoco.MjsBody':
-    body = spec.worldbody.add_body(
-        name=name, pos=[0.5 * index, 0, PARKED_Z_M], gravcomp=1
-    )
+    body = spec.worldbody.add_body(name=name, pos=[0.5 * index, 0, PARKED_Z_M], gravcomp=1)
     body.add_freejoint()
     set_inertia(body, mass, (0, 0, 0), [0.6 * mass * gyration**2] * 3)
     return body
@@ -139,9 +137,7 @@ def _add_tray(spec: 'mujoco.MjSpec', body: 'mujoco.MjsBody', scale: float) -> No
         boxes.append((f'wall{k}', size, (x * (side - wall), y * (side - wall), 0)))
     for name, size, pos in boxes:
         _collide(
-            body.add_geom(
-                name=f'tray_{name}', type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=pos
-            )
+            body.add_geom(name=f'tray_{name}', type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=pos)
         )
 
 
@@ -150,9 +146,7 @@ def _add_lathe(
 ) -> None:
     """Draw the closed profile [(radius, height), ...] turned about z."""
     angles = 2 * np.pi * np.arange(SEGMENTS) / SEGMENTS
-    vertices = [
-        (r * np.cos(a), r * np.sin(a), z) for r, z in profile for a in angles
-    ]
+    vertices = [(r * np.cos(a), r * np.sin(a), z) for r, z in profile for a in angles]
     faces = []
     for ring in range(len(profile) - 1):
         for k in range(SEGMENTS):

@@ -91,9 +91,7 @@ class CameraRig:
             flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._shadows
             flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
             width, height = IMAGE_SIZE
-            self._grain = self._rng.integers(
-                0, 2, (height + _NOISE_ROWS, width, 3), dtype=np.uint8
-            )
+            self._grain = self._rng.integers(0, 2, (height + _NOISE_ROWS, width, 3), dtype=np.uint8)
         assert threading.get_ident() == self._thread, (
             'World.render must always be called from the thread that called it first: '
             'the OpenGL context is bound to it'

@@ -1,9 +1,10 @@
-"""The room: table, wall, light, external camera, and the robot on the table, as one MuJoCo model."""
+"""The room: table, walls, light, external camera and the robot, as one MuJoCo model."""
 
 from dataclasses import dataclass
 
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.simulation.backend import mujoco
+from spear_ros.simulation.catalogue import TABLE_Z_M
 from spear_ros.simulation.grippers import GripperGeometry
 from spear_ros.simulation.layout import TABLE_STYLES
 from spear_ros.simulation.objects import add_object_pool
@@ -51,7 +52,7 @@ def build_model(robot: RobotSpec, gripper: GripperGeometry) -> 'mujoco.MjModel':
         UserError: the meshes are not installed.
     """
     builder = franka if robot.family == 'franka' else widowx
-    spec = builder.build(robot, gripper.name)
+    spec = builder.build(robot, gripper)
     spec.modelname = f'{robot.name}_{gripper.name}'
     _set_options(spec)
     _add_room(spec, robot)
@@ -81,7 +82,7 @@ def _set_options(spec: 'mujoco.MjSpec') -> None:
 
 def _add_room(spec: 'mujoco.MjSpec', robot: RobotSpec) -> None:
     world = spec.worldbody
-    z = robot.table_z_m
+    z = TABLE_Z_M
     for style in range(TABLE_STYLES):
         _add_table_material(spec, style)
     wide = robot.family == 'franka'

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spear_ros.core.geometry import quat_exp, quat_multiply, quat_to_matrix
+from spear_ros.core.geometry import quat_exp, quat_multiply
 from spear_ros.core.types import FloatArray
 from spear_ros.simulation.backend import mujoco
 from spear_ros.simulation.catalogue import (
@@ -13,25 +13,22 @@ from spear_ros.simulation.catalogue import (
     RECEPTACLES,
     SHAPES,
     SIZE_VARIATION,
+    TABLE_Z_M,
     split_name,
 )
 from spear_ros.simulation.layout import Layout, Look, PlacedObject
 from spear_ros.simulation.objects import PARKED_Z_M
 from spear_ros.simulation.robots.joint_tree import OBJECT, ROBOT
 
-CLEARANCE_M = 0.01
-"""A robot part closer than this keeps a new object from becoming solid."""
 _GRIPPER_BODIES = ('hand', 'finger_left_body', 'finger_right_body')
 
 
 class Table:
     """Objects, light and camera mounts of one model."""
 
-    def __init__(
-        self, model: 'mujoco.MjModel', data: 'mujoco.MjData', scale: float, table_z_m: float
-    ) -> None:
+    def __init__(self, model: 'mujoco.MjModel', data: 'mujoco.MjData', scale: float) -> None:
         self._model, self._data = model, data
-        self._scale, self._z = scale, table_z_m
+        self._scale = scale
         self._pool = [f'slot{k}' for k in range(len(SIZE_VARIATION))] + list(RECEPTACLES)
         self._bodies = {name: model.body(name).id for name in self._pool}
         self._names: dict[str, int] = {}
@@ -42,22 +39,23 @@ class Table:
         solid = (model.geom_contype > 0) | (model.geom_conaffinity > 0)
         self._solid = {b: np.flatnonzero(solid & (model.geom_bodyid == b)) for b in
                        self._bodies.values()}  # fmt: skip
-        self._robot_geoms = np.flatnonzero(model.geom_contype == ROBOT)
         self._kind = self._classify()
         self._park_all()
 
     # -- laying out ------------------------------------------------------------------------------
 
-    def lay_out(self, layout: Layout) -> None:
-        """Show the objects of ``layout`` at rest, park the others, set light and cameras."""
+    def lay_out(self, layout: Layout, ghosts: bool = False) -> None:
+        """Show the objects of ``layout`` at rest, park the others, set light and cameras.
+
+        With ``ghosts`` nothing can touch the objects until ``set_ghosts(())``.
+        """
         self._park_all()
         self._names = {}
         for item, tint in zip(layout.objects, layout.look.tint, strict=True):
             self._place(item, tint)
         self._apply_look(layout.look)
+        self.set_ghosts(self._names if ghosts else ())
         mujoco.mj_forward(self._model, self._data)
-        occupied = {n for n, body in self._names.items() if self._robot_near(body)}
-        self.set_ghosts(occupied)
 
     def set_ghosts(self, names: Iterable[str]) -> None:
         """Make these objects of the scene intangible and weightless, all others solid."""
@@ -65,14 +63,8 @@ class Table:
         for name, body in self._names.items():
             self._set_solid(name, body, name not in self.ghosts)
 
-    def release_clear(self) -> None:
-        """Make solid what the robot no longer overlaps."""
-        left = {n for n in self.ghosts if self._robot_near(self._names[n])}
-        if left != self.ghosts:
-            self.set_ghosts(left)
-
     def _park_all(self) -> None:
-        for index, (name, body) in enumerate(self._bodies.items()):
+        for index, body in enumerate(self._bodies.values()):
             address, dof = self._addresses(body)
             self._data.qpos[address : address + 7] = [0.5 * index, 0, PARKED_Z_M, 1, 0, 0, 0]
             self._data.qvel[dof : dof + 6] = 0
@@ -80,13 +72,12 @@ class Table:
             for geom in self._geoms(body):
                 self._model.geom_rgba[geom, 3] = 0
                 self._model.geom_contype[geom] = self._model.geom_conaffinity[geom] = 0
-            assert name in self._bodies
 
     def _place(self, item: PlacedObject, tint: float) -> None:
         colour, shape = split_name(item.name)
         body = self._bodies[shape.name if shape.receptacle else f'slot{item.slot}']
         size = self._scale * (1.0 if shape.receptacle else SIZE_VARIATION[item.slot])
-        height = self._z + SHAPES[shape.name].half_extents[2] * size
+        height = TABLE_Z_M + SHAPES[shape.name].half_extents[2] * size
         address, _ = self._addresses(body)
         self._data.qpos[address : address + 3] = [item.x_m, item.y_m, height]
         self._data.qpos[address + 3 : address + 7] = quat_exp([0, 0, item.yaw_rad])
@@ -101,23 +92,6 @@ class Table:
         for geom in np.intersect1d(self._shape_geoms(body, shape), self._solid[body]):
             self._model.geom_contype[geom] = OBJECT if solid else 0
             self._model.geom_conaffinity[geom] = (ROBOT | OBJECT) if solid else 0
-
-    def _robot_near(self, body: int) -> bool:
-        """Tell whether any collision geom of the robot is within CLEARANCE_M of an object."""
-        name = next(n for n, b in self._names.items() if b == body)
-        shape = split_name(name)[1].name
-        center = self._data.xpos[body]
-        near = np.linalg.norm(self._data.geom_xpos[self._robot_geoms] - center, axis=1)
-        reach = self._model.geom_rbound[self._robot_geoms] + 0.12
-        solids = np.intersect1d(self._shape_geoms(body, shape), self._solid[body])
-        for robot_geom in self._robot_geoms[near < reach]:
-            for geom in solids:
-                gap = mujoco.mj_geomDistance(
-                    self._model, self._data, int(robot_geom), int(geom), CLEARANCE_M, None
-                )
-                if gap < CLEARANCE_M:
-                    return True
-        return False
 
     def _apply_look(self, look: Look) -> None:
         model = self._model
@@ -144,10 +118,9 @@ class Table:
         """Name -> (4, 4) pose of every object of the scene."""
         poses = {}
         for name, body in self._names.items():
-            address, _ = self._addresses(body)
             T = np.eye(4)
-            T[:3, 3] = self._data.qpos[address : address + 3]
-            T[:3, :3] = quat_to_matrix(self._data.qpos[address + 3 : address + 7])
+            T[:3, 3] = self._data.xpos[body]
+            T[:3, :3] = self._data.xmat[body].reshape(3, 3)
             poses[name] = T
         return poses
 

@@ -17,7 +17,7 @@ from spear_ros.robots.spec import RobotSpec
 from spear_ros.simulation.arms import ImpedanceArm, JointIndex, ServoArm, site_pose
 from spear_ros.simulation.backend import mujoco
 from spear_ros.simulation.finger_drive import FingerDrive
-from spear_ros.simulation.grippers import get_gripper
+from spear_ros.simulation.grippers import get_gripper, with_home
 from spear_ros.simulation.layout import ARENAS, STANDARD, Layout, draw_layout
 from spear_ros.simulation.rendering import CameraModel, CameraRig
 from spear_ros.simulation.robots.joint_tree import EE_SITE
@@ -28,6 +28,9 @@ from spear_ros.simulation.tasks import Task
 
 JUDGE_EVERY = 10
 """Physics steps between two looks of the task's judge (20 ms)."""
+
+CLEAR_HEIGHT_M = 0.075
+"""Above every object of the catalogue, at scale 1."""
 
 FRANKA_OPEN_SPEED_M_S = 0.1
 FRANKA_GRASP_FORCE_N = 30.0
@@ -63,7 +66,7 @@ class World:
     """One robot at one table.
 
     Args:
-        robot: Joint tree, home pose and table height come from it.
+        robot: Joint tree and home pose (the one that belongs to the gripper) come from it.
         gripper: ``franka_hand``, ``robotiq_2f85`` or ``widowx``; None = the family's default.
         seed: Of the camera noise.
         shadows: Prettier and three to six times slower pictures.
@@ -75,8 +78,8 @@ class World:
     def __init__(
         self, robot: RobotSpec, gripper: str | None = None, *, seed: int = 0, shadows: bool = False
     ) -> None:
-        self.robot = robot
         self.gripper = get_gripper(robot, gripper)
+        self.robot = robot = with_home(robot, self.gripper)
         self.model = build_model(robot, self.gripper)
         self.data = mujoco.MjData(self.model)
         self.lock = threading.RLock()
@@ -91,7 +94,7 @@ class World:
         self._finger_actuators = [
             self.model.actuator(n).id for n in ('finger_left', 'finger_right')
         ]
-        self._table = Table(self.model, self.data, self.gripper.object_scale, robot.table_z_m)
+        self._table = Table(self.model, self.data, self.gripper.object_scale)
         self._cameras = CameraRig(self.model, seed, shadows)
         self._monitor: SuccessMonitor | None = None
         self._gripper_goal: float | None = None
@@ -165,7 +168,7 @@ class World:
     def set_joint_targets(
         self, q_rad: FloatArray, profile_ms: tuple[float, float] | None = None
     ) -> None:
-        """WidowX: goal positions (n,); ``profile_ms`` = (time, acceleration) changes the profile."""
+        """WidowX: goal positions (n,); ``profile_ms`` = (time, acceleration) sets the profile."""
         assert isinstance(self.arm, ServoArm), f'{self.robot.name} has no joint position mode'
         with self.lock:
             if profile_ms is not None:
@@ -191,6 +194,13 @@ class World:
                 self.gripper.finger(goal), FRANKA_OPEN_SPEED_M_S / 2, FRANKA_GRASP_FORCE_N
             )
 
+    def set_gripper_pwm(self, pwm: float) -> None:
+        """WidowX: push the fingers with a PWM value as xs_sdk does; positive opens, 0 lets go."""
+        assert self.robot.family == 'widowx', f'{self.robot.name} has no PWM gripper'
+        with self.lock:
+            self._gripper_goal = None
+            self.fingers.drive_pwm(pwm)
+
     # -- time ------------------------------------------------------------------------------------
 
     def step(self, n_substeps: int = 1) -> None:
@@ -204,7 +214,6 @@ class World:
                 mujoco.mj_step2(model, data)
                 self._steps += 1
                 if self._steps % JUDGE_EVERY == 0:
-                    self._table.release_clear()
                     self._judge()
             mujoco.mj_kinematics(model, data)
             mujoco.mj_camlight(model, data)
@@ -212,9 +221,7 @@ class World:
     def _finger_force(self) -> float:
         if self.robot.family == 'widowx' and self._gripper_goal is not None:
             error = self.gripper.finger(self._gripper_goal) - self.finger_m
-            self.fingers.drive_pwm(
-                WIDOWX_PWM * min(max(WIDOWX_PWM_GAIN_1_M * error, -1.0), 1.0)
-            )
+            self.fingers.drive_pwm(WIDOWX_PWM * min(max(WIDOWX_PWM_GAIN_1_M * error, -1.0), 1.0))
         velocity = float(self.data.qvel[self._finger_dof])
         return self.fingers.force(self.finger_m, velocity, TIMESTEP_S)
 
@@ -223,22 +230,21 @@ class World:
     def reset_scene(self, seed: int, family: str = '', variant: str = STANDARD) -> Scene:
         """Lay out the objects of ``seed`` and start its task; the robot does not move.
 
-        An object whose place the robot still occupies is shown there at once and becomes solid as
-        soon as the robot has left.
+        Under a gripper that is down among them, the new objects are shown at once but stay
+        intangible until the finger tips have risen above all of them: an episode starts by driving
+        home, and nothing may be knocked over on the way.
 
         Raises:
             UserError: unknown family or variant, negative seed.
         """
         layout = draw_layout(self.robot.family, seed, family, variant)
         with self.lock:
-            self._table.lay_out(layout)
+            self._table.lay_out(layout, ghosts=not self._above_objects())
             return self._start(layout)
 
     def _start(self, layout: Layout) -> Scene:
         arena = ARENAS[self.robot.family]
-        self._monitor = SuccessMonitor(
-            layout.task, self._table.poses(), arena.scale, arena.push
-        )
+        self._monitor = SuccessMonitor(layout.task, self._table.poses(), arena.scale, arena.push)
         names = tuple(o.name for o in layout.objects)
         self.scene = Scene(
             layout.seed,
@@ -273,8 +279,18 @@ class World:
         with self.lock:
             self._monitor = SuccessMonitor(task, self._table.poses(), arena.scale, arena.push)
 
+    def _above_objects(self) -> bool:
+        """Tell whether the finger tips are higher than any object."""
+        T = self.T_base_ee @ self.gripper.T_ee_tcp
+        return bool(
+            T[2, 3] + self.gripper.tip_m * T[2, 2] > CLEAR_HEIGHT_M * self.gripper.object_scale
+        )
+
     def _judge(self) -> None:
-        if self._monitor is not None:
+        if self._table.ghosts:
+            if self._above_objects():
+                self._table.set_ghosts(())
+        elif self._monitor is not None:
             touches, contacts = self._table.contacts()
             facts = SceneFacts(self.time_ns * 1e-9, self._table.poses(), touches, contacts)
             self._monitor.update(facts)

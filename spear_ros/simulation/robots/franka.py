@@ -9,6 +9,7 @@ import numpy as np
 
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.simulation.backend import mujoco
+from spear_ros.simulation.grippers import GripperGeometry
 from spear_ros.simulation.meshes import PANDA, mesh_file
 from spear_ros.simulation.robots.joint_tree import (
     LinkDynamics,
@@ -53,7 +54,7 @@ _CAPSULES = {
 }
 
 
-def build(robot: RobotSpec, gripper: str) -> 'mujoco.MjSpec':
+def build(robot: RobotSpec, gripper: GripperGeometry) -> 'mujoco.MjSpec':
     """Return the model of arm and gripper alone; fingers are ``finger_left`` and ``finger_right``.
 
     Raises:
@@ -69,7 +70,7 @@ def build(robot: RobotSpec, gripper: str) -> 'mujoco.MjSpec':
             add_collision(body, 'capsule', (radius, half), pos, rpy)
     for joint, limit in zip(robot.joint_names, TORQUE_LIMIT_NM, strict=True):
         add_force_actuator(spec, joint, limit)
-    if gripper == 'franka_hand':
+    if gripper.name == 'franka_hand':
         _add_franka_hand(spec, bodies[-1])
     else:
         _add_robotiq(spec, bodies[-1])

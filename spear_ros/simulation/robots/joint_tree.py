@@ -179,9 +179,7 @@ def couple_fingers(spec: 'mujoco.MjSpec', left: str, right: str) -> None:
 
 def add_force_actuator(spec: 'mujoco.MjSpec', joint: str, limit: float) -> None:
     """Drive ``joint`` by a plain force or torque, limited to +-``limit``."""
-    actuator = spec.add_actuator(
-        name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT
-    )
+    actuator = spec.add_actuator(name=joint, target=joint, trntype=mujoco.mjtTrn.mjTRN_JOINT)
     actuator.set_to_motor()
     actuator.forcerange, actuator.forcelimited = [-limit, limit], True
     actuator.ctrllimited = False

@@ -10,6 +10,7 @@ import numpy as np
 
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.simulation.backend import mujoco
+from spear_ros.simulation.grippers import GripperGeometry
 from spear_ros.simulation.meshes import WX250S, mesh_file
 from spear_ros.simulation.robots.franka import add_wrist_camera
 from spear_ros.simulation.robots.joint_tree import (
@@ -55,17 +56,17 @@ _MESHES: tuple[tuple[int, str, tuple[float, float, float], tuple[float, float, f
     (6, 'WXSA-250-M-9-Gripper-Bar', (0.043 - 0.063, 0, 0), (0, 0, PI / 2)),
 )
 
-FINGER_RANGE_M = (0.0095, 0.037)
-"""The description says 0.015 to 0.037; Bridge closes to 0.010, where these pads have met."""
+FINGER_MARGIN_M = (0.0005, 0.002)
+"""Travel beyond closed and open. The wx250s description says 0.015 to 0.037 m, Bridge's convention
+closes to 0.010 m, where these pads have met."""
 
 
-def build(robot: RobotSpec, gripper: str) -> 'mujoco.MjSpec':
+def build(robot: RobotSpec, gripper: GripperGeometry) -> 'mujoco.MjSpec':
     """Return the model of arm and fingers alone; fingers are ``finger_left`` and ``finger_right``.
 
     Raises:
         UserError: the meshes are not installed.
     """
-    assert gripper == 'widowx', gripper
     spec = mujoco.MjSpec()
     bodies = add_joint_tree(spec, robot, DYNAMICS)
     if robot.name == 'wx250s':
@@ -76,7 +77,7 @@ def build(robot: RobotSpec, gripper: str) -> 'mujoco.MjSpec':
         _add_link_capsule(bodies[index], joint.xyz, visible=robot.name != 'wx250s')
     for joint, limit in zip(robot.joint_names, TORQUE_LIMIT_NM, strict=True):
         add_force_actuator(spec, joint, limit)
-    _add_fingers(spec, robot, bodies[-1])
+    _add_fingers(spec, robot, gripper, bodies[-1])
     return spec
 
 
@@ -84,20 +85,26 @@ def _add_link_capsule(
     body: 'mujoco.MjsBody', xyz: tuple[float, float, float], visible: bool
 ) -> None:
     """Add a capsule along the link, up to where the next joint sits."""
-    geom = add_collision(
-        body, 'capsule', (0.026,), visible_rgba=BLACK if visible else None
-    )
+    geom = add_collision(body, 'capsule', (0.026,), visible_rgba=BLACK if visible else None)
     geom.fromto = [0, 0, 0, *xyz]
 
 
 def _add_fingers(
-    spec: 'mujoco.MjSpec', robot: RobotSpec, gripper_link: 'mujoco.MjsBody'
+    spec: 'mujoco.MjSpec',
+    robot: RobotSpec,
+    gripper: GripperGeometry,
+    gripper_link: 'mujoco.MjsBody',
 ) -> None:
     """Carriage and two fingers; the finger frame lies 27.575 mm behind the end-effector frame."""
     finger_x = robot.ee_xyz[0] - 0.027575
+    span = (
+        gripper.finger_closed_m - FINGER_MARGIN_M[0],
+        gripper.finger_open_m + FINGER_MARGIN_M[1],
+    )
+    inner = gripper.finger_touch_m
     add_collision(gripper_link, 'box', (0.022, 0.045, 0.020), (finger_x - 0.030, 0, 0.004))
     for name, side in (('finger_left', 1), ('finger_right', -1)):
-        finger = add_finger(gripper_link, name, side, (finger_x, 0, 0), FINGER_RANGE_M, 160.0)
+        finger = add_finger(gripper_link, name, side, (finger_x, 0, 0), span, 160.0)
         finger.joints[0].frictionloss = 3.0
         yaw = PI if side > 0 else 0.0
         # Left as described: rpy (pi, pi, 0) = Rz(pi); right: Ry(pi), which mirrors z as well.
@@ -106,13 +113,13 @@ def _add_fingers(
             'wx_finger',
             mesh_file(WX250S, 'WXSA-250-M-10-Finger.stl'),
             GREY,
-            (0, side * 0.005, 0),
+            (0, side * (0.016 - inner), 0),
             rpy,
             0.001,
         )
         add_mesh(spec, finger, part)
-        add_pad(finger, (0.013, 0.003, 0.011), (0.030, side * -0.008, 0), f'pad_{name}')
-        add_collision(finger, 'box', (0.020, 0.005, 0.0125), (0.022, side * 0.000, 0))
+        add_pad(finger, (0.013, 0.003, 0.011), (0.030, side * (0.003 - inner), 0), f'pad_{name}')
+        add_collision(finger, 'box', (0.020, 0.005, 0.0125), (0.022, side * (0.011 - inner), 0))
         add_force_actuator(spec, name, 60.0)
     couple_fingers(spec, 'finger_left', 'finger_right')
     hand = gripper_link.add_body(name='hand', pos=(finger_x, 0, 0), gravcomp=1)
