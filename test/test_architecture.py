@@ -267,3 +267,27 @@ def test_importing_loads_nothing_forbidden(module: str) -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert json.loads(result.stdout.splitlines()[-1]) == []
+
+
+# Ceilings, not aims: CONTRIBUTING.md names the aims.
+MODULE_LINES = 450
+FUNCTION_LINES = 65
+POSITIONAL_ARGUMENTS = 6
+
+
+def test_modules_and_functions_stay_small() -> None:
+    large = []
+    for _, path in modules():
+        source = path.read_text(encoding='utf-8')
+        name = path.relative_to(ROOT)
+        if len(source.splitlines()) > MODULE_LINES:
+            large.append(f'{name}: {len(source.splitlines())} lines')
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            names = [a.arg for a in node.args.posonlyargs + node.args.args]
+            count = len([n for n in names if n not in ('self', 'cls')])
+            if lines > FUNCTION_LINES or count > POSITIONAL_ARGUMENTS:
+                large.append(f'{name}:{node.lineno} {node.name}: {lines} lines, {count} arguments')
+    assert not large, '\n' + '\n'.join(large)
