@@ -186,7 +186,7 @@ def integrate(
         committed: real-time chunking. Actions (B, H, 8) that the robot already owes and a mask
             (B, H) that is True for them: they are put on their own path after every step (hard
             prefix), so the rest is denoised beside them and the result starts with them. Values
-            outside the mask are ignored but must be finite.
+            outside the mask are ignored.
         steps: Euler steps, by default the configuration's.
 
     Returns:

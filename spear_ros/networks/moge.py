@@ -9,6 +9,19 @@ from torch import Tensor, nn
 from spear_ros.networks.config import VitConfig
 from spear_ros.networks.vit import PatchEmbedding, PositionTable, VitBlock, initialize_vit
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet_normalize(image_B3HW: Tensor) -> Tensor:
+    """RGB in [0, 1] to the pixels that the encoder was trained on, (B, 3, H, W).
+
+    Written with Python numbers per channel: a constant tensor would be a copy from the host in
+    every call, which a CUDA graph cannot hold.
+    """
+    channels = zip(image_B3HW.split(1, dim=1), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    return torch.cat([(x - mean) / std for x, mean, std in channels], dim=1)
+
 
 class MogeEncoder(nn.Module):
     """DINOv2 (ViT-L/14 in moge-vitl): class token, LayerScale, exact GELU, fused qkv as published.

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 
 from spear_ros.networks.config import Spear1Config
 from spear_ros.networks.gemma import GemmaModel, attend
-from spear_ros.networks.moge import MogeEncoder
+from spear_ros.networks.moge import MogeEncoder, imagenet_normalize
 from spear_ros.networks.siglip import SiglipEncoder
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +74,9 @@ class SpearVlm(nn.Module):
         published PaliGemma implementation).
         """
         config = self.config
-        mean = image_B3HW.new_tensor(IMAGENET_MEAN)[:, None, None]
-        std = image_B3HW.new_tensor(IMAGENET_STD)[:, None, None]
         siglip = self.siglip(image_B3HW * 2 - 1)
-        moge = self.moge((image_B3HW - mean) / std, config.moge_layers, config.moge_norm)
+        pixels = imagenet_normalize(image_B3HW)
+        moge = self.moge(pixels, config.moge_layers, config.moge_norm)
         return 0.5 * (self.siglip_projector(siglip) + self.moge_projector(moge))
 
     def embed_prefix(self, inputs: PrefixInputs) -> tuple[Tensor, Tensor | None]:
