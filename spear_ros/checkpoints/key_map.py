@@ -24,6 +24,7 @@ class TensorSource(Protocol):
 
     def names(self) -> Iterable[str]: ...  # noqa: D102
     def shape(self, name: str) -> Shape: ...  # noqa: D102
+    def dtype(self, name: str) -> torch.dtype: ...  # noqa: D102
     def get(self, name: str) -> torch.Tensor: ...  # noqa: D102
 
 
@@ -40,6 +41,10 @@ class StateDictSource:
     def shape(self, name: str) -> Shape:
         """Shape of one tensor."""
         return tuple(self._state[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of one tensor."""
+        return self._state[name].dtype
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor itself, not a copy."""
@@ -228,6 +233,10 @@ class MappedSource:
     def shape(self, name: str) -> Shape:
         """Shape of one of our tensors."""
         return our_shape(self.table[name], self.source)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of the (first) published tensor."""
+        return self.source.dtype(self.table[name].published[0])
 
     def get(self, name: str) -> torch.Tensor:
         """One of our tensors; may be a view of the source's."""

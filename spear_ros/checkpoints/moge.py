@@ -10,6 +10,8 @@ feeds its own head; MoGe-2 reads blocks 5, 11, 17, 23 and its weights were train
 
 import json
 import pickle
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +20,20 @@ from typing import Any
 
 import torch
 
-from spear_ros.checkpoints.key_map import StateDictSource, TensorSource
-from spear_ros.checkpoints.tensor_files import TensorFiles
+from spear_ros.checkpoints.key_map import (
+    Piece,
+    StateDictSource,
+    TensorSource,
+    compare,
+    expand,
+    to_ours,
+)
+from spear_ros.checkpoints.tensor_files import TensorFiles, write_safetensors
+from spear_ros.checkpoints.vision_language_maps import dinov2_rules
+from spear_ros.core.config import from_mapping
 from spear_ros.core.errors import UserError
+from spear_ros.networks.config import VitConfig
+from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig, MogeModel
 
 # moge-vitl is 1.26 GB in float32; twice that leaves room for another precision or optimizer-free
 # extras, and stops a wrong file before it fills the memory.
@@ -29,6 +42,23 @@ MAX_CONFIG_BYTES = 1 << 20
 
 DEFAULT_TOKENS_RANGE = (1200, 2500)
 """``num_tokens_range`` of MoGe-1's training configuration (configs/train/v1.json)."""
+
+DINOV2_SIZES = {
+    'dinov2_vits14': (384, 12, 6),
+    'dinov2_vitb14': (768, 12, 12),
+    'dinov2_vitl14': (1024, 24, 16),
+}
+"""Width, blocks, heads (facebookresearch/dinov2)."""
+
+HEAD_FIELDS = {
+    'dim_proj': 'projected',
+    'dim_upsample': 'upsampled',
+    'num_res_blocks': 'residual_blocks',
+    'dim_times_res_block_hidden': 'residual_factor',
+    'last_conv_channels': 'last_channels',
+    'last_conv_size': 'last_kernel',
+}
+"""Published name of a size of the head -> ours."""
 
 # Known and not part of the encoder.
 IGNORABLE = (r'head\..*', r'image_mean', r'image_std', r'backbone\.mask_token')
@@ -103,6 +133,97 @@ def open_moge_pickle(path: Path | str) -> MogeWeights:
     if not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UserError(f'{path}: "model" holds more than tensors; {mend}')
     return _check(path, StateDictSource(state), data.get('model_config'))
+
+
+def convert_moge(weights: MogeWeights, folder: Path | str) -> dict[str, str]:
+    """Write opened weights as safetensors with the published names; return the hashes.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f'{folder}: exists already; choose another folder.')
+    building = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        building.chmod(0o755)
+        source = weights.source
+        layout = {n: (source.dtype(n), source.shape(n)) for n in sorted(source.names())}
+        hashes = {
+            'model.safetensors': write_safetensors(
+                building / 'model.safetensors', layout, source.get
+            )
+        }
+        config = {'model_config': dict(weights.model_config)}
+        (building / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+        building.rename(folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return hashes
+
+
+def load_moge_model(
+    folder: Path | str, device: torch.device | str = 'cpu', encoder: VitConfig | None = None
+) -> MogeModel:
+    """Load the whole of MoGe-1 (encoder and head) from a converted folder, float32, eval mode.
+
+    Args:
+        folder: as written by :func:`convert_moge`.
+        device: where the weights go.
+        encoder: sizes, where the file names an encoder that is none of DINOv2's.
+
+    Raises:
+        UserError: damaged, unknown encoder, or tensors that do not fit it.
+    """
+    weights = open_moge(folder)
+    config = moge_config(weights, encoder, folder)
+    with torch.device('meta'):
+        model = MogeModel(config)
+    needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    table = expand(dinov2_rules('encoder.', 'backbone.', config.encoder))
+    table |= {name: Piece((name,)) for name in needed if name.startswith('head.')}
+    ignorable = [pattern for pattern in IGNORABLE if not pattern.startswith('head')]
+    report = compare(table, weights.source, needed, ignorable)
+    report.require_fit(folder, moge_mend(weights.encoder))
+    state = {}
+    for name in needed:
+        tensor = torch.empty(needed[name], dtype=torch.float32, device=device)
+        state[name] = tensor.copy_(to_ours(table[name], weights.source))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def moge_config(weights: MogeWeights, encoder: VitConfig | None, where: object) -> MogeConfig:
+    """Sizes of the whole model from the published configuration.
+
+    Raises:
+        UserError: an encoder that is not DINOv2's, or sizes that are none.
+    """
+    if encoder is None:
+        if weights.encoder not in DINOV2_SIZES:
+            raise UserError(
+                f'{where}: encoder "{weights.encoder}" is none of {", ".join(DINOV2_SIZES)}; give '
+                'the weights of moge-vitl.'
+            )
+        width, layers, heads = DINOV2_SIZES[weights.encoder]
+        encoder = VitConfig(
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_width=4 * width,
+            table_rows=37,
+            table_columns=37,
+        )
+    known = {ours: weights.model_config[name] for name, ours in HEAD_FIELDS.items()
+             if name in weights.model_config}  # fmt: skip
+    head = from_mapping(MogeHeadConfig, known, where=f'{where}: model_config')
+    return MogeConfig(
+        encoder=encoder,
+        head=head,
+        intermediate_layers=weights.n_layers,
+        num_tokens_range=weights.tokens_range,
+    )
 
 
 def moge_mend(config_name: str) -> str:

@@ -84,6 +84,7 @@ class TensorFiles:
                     )
                 self.entries[name] = entry
         _check_index(self.path, self.entries, wanted)
+        self._open: dict[Path, Any] = {}
 
     def names(self) -> Iterable[str]:
         """Names of the tensors, in the order of the files."""
@@ -93,10 +94,16 @@ class TensorFiles:
         """Shape of one tensor."""
         return self.entries[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of one tensor."""
+        return self.entries[name].dtype
+
     def get(self, name: str) -> torch.Tensor:
         """Read one tensor as a view of the mapped file: copy it before keeping it."""
-        with safe_open(str(self.entries[name].file), framework='pt', device='cpu') as file:
-            return file.get_tensor(name)
+        file = self.entries[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(str(file), framework='pt', device='cpu')
+        return self._open[file].get_tensor(name)
 
     @property
     def n_bytes(self) -> int:

@@ -5,7 +5,8 @@ breaks the intrinsics that this rests on (arXiv 2511.17411). Therefore a picture
 its centre (``crop``, the default; loses the margins) or padded with black (``pad``; loses
 resolution), and only then scaled, by antialiased bilinear interpolation in float32.
 
-Both encoders are fed from ONE resized picture; they differ in the affine map of the pixel values.
+The result is in [0, 1]: both encoders are fed from this ONE picture, and the network applies each
+one's affine map of pixel values itself (SigLIP: mean and deviation 0.5; MoGe: ImageNet's).
 """
 
 from typing import Literal, NamedTuple
@@ -18,9 +19,6 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.types import FloatArray
 
 ImageFit = Literal['crop', 'pad']
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Below this the picture carries nothing; above it something is wrong with the message.
 MIN_SIDE, MAX_SIDE = 16, 8192
@@ -132,14 +130,3 @@ def fit_intrinsics(
     fitted[0, 2] = (K[0, 2] - where.left + 0.5) * sx - 0.5 + where.pad_left
     fitted[1, 2] = (K[1, 2] - where.top + 0.5) * sy - 0.5 + where.pad_top
     return fitted
-
-
-def siglip_pixels(image: torch.Tensor) -> torch.Tensor:
-    """Pixels in [0, 1] to SigLIP's range: mean and deviation 0.5, that is [-1, 1]."""
-    return image * 2.0 - 1.0
-
-
-def imagenet_pixels(image: torch.Tensor) -> torch.Tensor:
-    """Pixels (..., 3, H, W) in [0, 1] to MoGe's and DINOv2's ImageNet statistics."""
-    channels = [(image[..., c, :, :] - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
-    return torch.stack(channels, -3)

@@ -13,9 +13,7 @@ from spear_ros.processing.images import (
     ImageSize,
     fit_image,
     fit_intrinsics,
-    imagenet_pixels,
     place,
-    siglip_pixels,
 )
 
 sides = st.integers(16, 900)
@@ -91,14 +89,6 @@ def test_a_bright_point_lands_where_the_transformed_camera_matrix_says(fit):
     np.testing.assert_allclose(
         [(x * out).sum() / out.sum(), (y * out).sum() / out.sum()], expected, atol=0.02
     )
-
-
-def test_both_normalisations_come_from_the_same_pixels():
-    image = torch.rand(2, 3, 8, 8)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    torch.testing.assert_close(imagenet_pixels(image), (image - mean) / std)
-    torch.testing.assert_close(siglip_pixels(image), (image - 0.5) / 0.5)
 
 
 @pytest.mark.parametrize(
