@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import system_check  # noqa: E402  (lies beside this file)
 
@@ -58,7 +57,16 @@ def torch_free(needs: str, policy: str) -> str:
 
 
 def extras_for(needs: str, torch: str) -> set[str]:
-    """Return the extras of setup.py to install."""
+    """Return the extras of setup.py to install.
+
+    Raises:
+        SetupError: an unknown build of torch, or none where the purpose needs one.
+    """
+    if not re.fullmatch(r'auto|none|cpu|cu\d{3}|https?://\S+', torch):
+        raise SetupError(
+            f'TORCH={torch} is unknown: use auto, cpu, cu126, cu128, cu130, the address of an '
+            'index, or none.'
+        )
     extras = set(NEEDS[needs])
     if torch == 'none':
         if needs == 'demo':
@@ -300,11 +308,6 @@ def torch_arguments(torch: str, progress: Progress) -> list[str]:
         return ['--extra-index-url', f'{TORCH_INDEX}cpu']
     if torch.startswith(('http://', 'https://')):
         return ['--extra-index-url', torch]
-    if not re.fullmatch(r'cpu|cu\d{3}', torch):
-        raise SetupError(
-            f'TORCH={torch} is unknown: use auto, cpu, cu126, cu128, cu130, the address of an '
-            'index, or none.'
-        )
     version = re.search(r'^torch==(\S+)$', (REQUIREMENTS / 'constraints.txt').read_text(), re.M)
     assert version, 'torch is pinned in constraints.txt'
     index = f'{TORCH_INDEX}{torch}'
@@ -420,7 +423,7 @@ def leave_venv() -> None:
     if sys.prefix != sys.base_prefix:
         base = getattr(sys, '_base_executable', '') or sys.executable
         if Path(base).resolve() != Path(sys.executable).absolute():
-            os.execve(base, [base, *sys.argv], clean_environment())
+            os.execve(base, [base, '-B', *sys.argv], clean_environment())
 
 
 def main(run: Callable[[str, str], None] = prepare) -> int:

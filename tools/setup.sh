@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 for candidate in ${PYTHON:-"$(cat "$here/../.venv/.spear/python" 2>/dev/null)" python3 python3.12 python3.11 python3.13}; do
     if [ -n "$candidate" ] && "$candidate" -c "$fits" 2>/dev/null; then
-        exec "$candidate" "$here/bootstrap.py" "$@"
+        exec "$candidate" -B "$here/bootstrap.py" "$@"
     fi
 done
 if [ -n "$PYTHON" ]; then
