@@ -1,0 +1,92 @@
+"""What the drivers conclude from what robots say about themselves."""
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from spear_ros.core.errors import UserError
+from spear_ros.core.reasons import Reason
+from spear_ros.ros.drivers.base import RateMeter, messages
+from spear_ros.ros.drivers.franka import FrankaHealth
+from spear_ros.ros.drivers.widowx import EffortGuard, error_text
+
+HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
+
+
+def healthy(**changes):
+    activity = {HARDWARE: 'active', CONTROLLER: 'active'}
+    values = {
+        'hardware_component': HARDWARE,
+        'controller': CONTROLLER,
+        'max_age_s': 0.3,
+        'robot_mode': 2,
+        'mode_seen_s': 10.0,
+        'activity': activity,
+        'command_topic': '/target_pose',
+    }
+    return FrankaHealth(**{**values, **changes})
+
+
+def test_moving_robot_with_active_controller_is_healthy():
+    assert healthy().judge(10.1).reason == Reason.NONE
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason', 'words'),
+    [
+        ({'mode_seen_s': None}, Reason.DRIVER_LOST, 'never'),
+        ({'mode_seen_s': 9.0}, Reason.DRIVER_LOST, '1.1 s ago'),
+        ({'robot_mode': 4, 'errors': ['joint_reflex']}, Reason.ROBOT_REFLEX, 'joint_reflex'),
+        ({'robot_mode': 6}, Reason.ROBOT_REFLEX, 'recover'),
+        ({'robot_mode': 5}, Reason.USER_STOP, 'release'),
+        ({'robot_mode': 3}, Reason.USER_STOP, 'by hand'),
+        ({'robot_mode': 1}, Reason.DRIVER_LOST, 'IDLE'),
+        ({'robot_mode': 0}, Reason.DRIVER_LOST, 'OTHER'),
+        ({'activity': None}, Reason.DRIVER_LOST, 'activity'),
+        ({'activity': {HARDWARE: 'active'}}, Reason.DRIVER_LOST, 'not loaded'),
+        (
+            {'activity': {HARDWARE: 'unconfigured', CONTROLLER: 'inactive'}},
+            Reason.DRIVER_LOST,
+            'hardware component',
+        ),
+        ({'rate_problem': 'too fast'}, Reason.DRIVER_LOST, 'too fast'),
+        ({'listeners': 0}, Reason.DRIVER_LOST, 'nobody listens to /target_pose'),
+    ],
+)
+def test_trouble_has_a_reason_and_a_sentence(changes, reason, words):
+    report = healthy(**changes).judge(10.1)
+    assert report.reason == reason
+    assert words in report.text
+
+
+def test_reflex_is_told_before_its_consequences():
+    activity = {HARDWARE: 'unconfigured', CONTROLLER: 'inactive'}
+    assert healthy(robot_mode=4, activity=activity).judge(10.1).reason == Reason.ROBOT_REFLEX
+
+
+def test_effort_guard_ignores_a_spike_and_trips_on_a_push():
+    guard = EffortGuard((1000.0, 1000.0), time_s=0.1)
+    guard.update(('a', 'b'), [0.0, -1500.0], 0.00)
+    guard.update(('a', 'b'), [0.0, 900.0], 0.05)
+    guard.update(('a', 'b'), [0.0, -1500.0], 0.08)
+    assert guard.tripped == ''
+    guard.update(('a', 'b'), [0.0, -1500.0], 0.19)
+    assert 'joint b' in guard.tripped
+
+
+def test_error_register_is_spelled_out():
+    assert error_text(0) == ''
+    assert error_text(0b100100) == 'overheating, overload'
+    assert error_text(2) == 'code 2'
+
+
+def test_rate_meter_measures_full_seconds():
+    meter = RateMeter()
+    rates = [meter.tick(i * 0.002) for i in range(1200)]
+    assert rates[100] == 0.0
+    assert rates[-1] == pytest.approx(500, rel=0.01)
+
+
+def test_missing_message_package_is_one_sentence():
+    with pytest.raises(UserError, match='no_such_msgs is missing'):
+        messages('no_such_msgs.msg')
