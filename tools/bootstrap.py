@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import system_check  # noqa: E402  (lies beside this file)
+import system_check
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'

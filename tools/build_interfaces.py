@@ -21,10 +21,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERFACES = ROOT / 'interfaces'
+FAST_GENERATORS = ROOT / 'tools/cmake'
 DRIVER_PACKAGES = (
     'franka_msgs',
     'interbotix_xs_msgs',
@@ -57,6 +59,11 @@ def existing_prefix(package: str, prefix: Path) -> Path | None:
     return None
 
 
+def built_from_wheels(prefix: Path) -> bool:
+    """Return whether ROS itself lies in ``prefix``: no other one is sourced."""
+    return existing_prefix('rosidl_generator_py', prefix) is None
+
+
 def ros_version(prefix: Path) -> str:
     """Return a text that changes when the ROS installation that we build against changes."""
     sourced = existing_prefix('rosidl_generator_py', prefix)
@@ -71,7 +78,8 @@ def content_hash(package: str, prefix: Path) -> str:
     folder = source_folder(package)
     for path in sorted(p for p in folder.rglob('*') if p.is_file()):
         digest.update(f'{path.relative_to(folder)}\0'.encode() + path.read_bytes() + b'\0')
-    digest.update(Path(__file__).read_bytes())
+    for path in (Path(__file__), *sorted(FAST_GENERATORS.iterdir())):
+        digest.update(path.read_bytes())
     digest.update(f'{sys.version}\0{ros_version(prefix)}'.encode())
     return digest.hexdigest()
 
@@ -144,31 +152,56 @@ def build(package: str, prefix: Path, jobs: int) -> None:
         '-DBUILD_TESTING=OFF',
         '-Wno-dev',
     ]  # fmt: skip
+    if built_from_wheels(prefix):
+        configure.append(f'-Drosidl_default_generators_DIR={FAST_GENERATORS}')
     run_logged(configure, log, environment, package)
     run_logged(['make', '-C', str(folder), f'-j{jobs}', 'install'], log, environment, package)
 
 
-def build_all(prefix: Path, jobs: int, say: Callable[[str], None] = print) -> list[str]:
-    """Build what is missing or changed; return the names of the packages that were built."""
-    stamps = prefix / '.build' / 'stamps'
-    stamps.mkdir(parents=True, exist_ok=True)
-    if existing_prefix('rosidl_generator_py', prefix) is None:
-        patch_wheel_cmake_files(prefix)
-    built = []
+def outdated(prefix: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Return the packages to build with the hash of their content; name real packages found."""
+    wanted = {}
     for package in ('spear_msgs', *DRIVER_PACKAGES):
         real = existing_prefix(package, prefix) if package in DRIVER_PACKAGES else None
         if real is not None:
             say(f'{package}: the real package in {real} is used')
             continue
-        stamp, digest = stamps / package, content_hash(package, prefix)
-        if stamp.is_file() and stamp.read_text() == digest:
-            continue
+        stamp, digest = stamp_of(package, prefix), content_hash(package, prefix)
+        if not stamp.is_file() or stamp.read_text() != digest:
+            wanted[package] = digest
+    return wanted
+
+
+def stamp_of(package: str, prefix: Path) -> Path:
+    """Return the file that holds the hash of what is installed."""
+    return prefix / '.build' / 'stamps' / package
+
+
+def build_all(prefix: Path, jobs: int, say: Callable[[str], None] = print) -> list[str]:
+    """Build what is missing or changed; return the names of the packages that were built.
+
+    Raises:
+        BuildError: of the first package that failed; the others are finished and kept.
+    """
+    wanted = outdated(prefix, say)
+    if not wanted:
+        return []
+    if built_from_wheels(prefix):
+        patch_wheel_cmake_files(prefix)
+
+    def build_one(package: str) -> None:
+        stamp = stamp_of(package, prefix)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-        build(package, prefix, jobs)
-        stamp.write_text(digest)
+        build(package, prefix, max(1, jobs // 2))
+        stamp.write_text(wanted[package])
         say(f'{package}: built')
-        built.append(package)
-    return built
+
+    # The packages do not depend on each other; two at a time fill the cores while one configures.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done in [pool.submit(build_one, package) for package in wanted]:
+            done.result()
+    return list(wanted)
 
 
 def main() -> int:
