@@ -123,7 +123,7 @@ def write_widowx(folder, *, seconds=2.0, camera_hz=15, joint_hz=100, plugin='mca
             received = START_NS + round(time_s * 1e9)
             stamp = received - 3_000_000
             if what == 'camera':
-                image = picture(round(time_s * camera_hz))
+                image = picture(round(time_s * camera_hz), *options.get('size', (48, 64)))
                 message = compressed_image(types, stamp, image)
                 bag.write(EXTERNAL_TOPIC, message, received)
             else:
@@ -147,9 +147,7 @@ def write_ros1(path, *, seconds=2.0, camera_hz=15, joint_hz=100):
         for number, (time_s, what) in enumerate(sorted(events)):
             received = START_NS + round(time_s * 1e9)
             stamp = received - 3_000_000
-            time = types['builtin_interfaces/msg/Time'](
-                sec=stamp // 10**9, nanosec=stamp % 10**9
-            )
+            time = types['builtin_interfaces/msg/Time'](sec=stamp // 10**9, nanosec=stamp % 10**9)
             head = types['std_msgs/msg/Header'](seq=number, stamp=time, frame_id='')
             if what == 'camera':
                 _, jpeg = cv2.imencode('.jpg', picture(round(time_s * camera_hz))[:, :, ::-1])

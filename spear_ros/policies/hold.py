@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spear_ros.core.geometry import pose_parts
 from spear_ros.core.types import EXTERNAL, ActionChunk, ActionSpec, Observation
 from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.policies.registry import check_options
@@ -45,17 +46,24 @@ class HoldPolicy:
         """Nothing is remembered between chunks."""
 
     def infer(self, observation: Observation, prefix: ChunkPrefix | None = None) -> ActionChunk:
-        """Repeat the measured pose; a committed prefix is not needed to stay at rest."""
+        """Repeat the measured pose; after a committed prefix, its last pose."""
         spec, anchor = self._spec, pose_of(observation.state)
+        p, q = np.tile(anchor.p, (spec.horizon, 1)), np.tile(anchor.q, (spec.horizon, 1))
+        gripper = np.full(spec.horizon, np.clip(observation.state.gripper, 0.0, 1.0))
+        if prefix is not None:
+            count = len(prefix.gripper)
+            p[:count], q[:count] = pose_parts(prefix.T_base_ee)
+            gripper[:count] = prefix.gripper
+            p[count:], q[count:], gripper[count:] = p[count - 1], q[count - 1], gripper[count - 1]
         return ActionChunk(
             t_obs_ns=observation.t_obs_ns,
             step_s=spec.step_s,
             embodiment=spec.embodiment,
             base_frame=spec.base_frame,
             ee_frame=spec.ee_frame,
-            p_base_ee=np.tile(anchor.p, (spec.horizon, 1)),
-            q_base_ee=np.tile(anchor.q, (spec.horizon, 1)),
-            gripper=np.full(spec.horizon, np.clip(observation.state.gripper, 0.0, 1.0)),
+            p_base_ee=p,
+            q_base_ee=q,
+            gripper=gripper,
             anchor_p=anchor.p,
             anchor_q=anchor.q,
             instruction_id=observation.instruction_id,
