@@ -5,8 +5,12 @@ when the first picture is asked for, so EGL is chosen here; a value that the use
 """
 
 import os
+import sys
 
 from spear_ros.core.errors import UserError
+
+_TOO_LATE = 'mujoco' in sys.modules and 'MUJOCO_GL' not in os.environ
+"""Somebody imported mujoco first: without a display it has loaded no OpenGL library."""
 
 if 'MUJOCO_GL' not in os.environ and not os.environ.get('DISPLAY'):
     os.environ['MUJOCO_GL'] = 'egl'
@@ -25,6 +29,10 @@ MISSING_GL = (
     'the simulated cameras cannot open an off-screen renderer (MUJOCO_GL={backend}: {error}); '
     'install it with "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri" and set MUJOCO_GL=egl.'
 )
+TOO_LATE_GL = (
+    'the simulated cameras cannot render because mujoco was imported before spear_ros.simulation '
+    'could choose its renderer; set MUJOCO_GL=egl in the environment.'
+)
 
 
 def new_renderer(model: 'mujoco.MjModel', width: int, height: int) -> 'mujoco.Renderer':
@@ -37,6 +45,8 @@ def new_renderer(model: 'mujoco.MjModel', width: int, height: int) -> 'mujoco.Re
         return mujoco.Renderer(model, height, width)
     except Exception as error:
         # mujoco, PyOpenGL and ctypes raise seven different classes here, RuntimeError to OSError.
+        if _TOO_LATE:
+            raise UserError(TOO_LATE_GL) from error
         text = ' '.join(str(error).split())[:160] or type(error).__name__
         raise UserError(
             MISSING_GL.format(backend=os.environ.get('MUJOCO_GL', 'unset'), error=text)

@@ -132,7 +132,8 @@ class TimeProfile:
         self._elapsed_s = 0.0
         total = max(self.time_ms, 0.0) / 1e3
         # The motor limits the acceleration time to half of the total.
-        self._duration_s = (total, min(max(self.acceleration_ms, 0.0) / 1e3, total / 2))
+        ramp = min(max(self.acceleration_ms, 0.0) / 1e3, total / 2)
+        self._duration_s = (total, ramp if ramp > 1e-6 else 0.0)
 
     def advance(self, dt_s: float) -> FloatArray:
         """Move on by ``dt_s`` and return the set point (n,)."""

@@ -25,10 +25,11 @@ SUBSTEPS = 4
 GAIN_1_S = 5.0
 """Speed per distance close to a goal."""
 TURN_GAIN_1_S = 4.0
-FINGER_RATE_1_S = 1.6
-"""Openings per second that the look-ahead assumes."""
+FINGER_RATE_1_S = 1.0
+"""Openings per second that the look-ahead assumes: slower than the real ones, so that a lift is
+never planned before the fingers have met the object."""
 FUNNEL_SLOPE = 4.0
-GRASP_MARGIN = 0.12
+GRASP_MARGIN = 0.06
 """Openings within this of the object's width count as holding it."""
 
 
