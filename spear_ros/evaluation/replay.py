@@ -10,12 +10,21 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.reasons import Reason
-from spear_ros.core.types import EXTERNAL, WRIST, ActionChunk, CameraFrame, FloatArray, Observation
+from spear_ros.core.types import (
+    EXTERNAL,
+    WRIST,
+    ActionChunk,
+    CameraFrame,
+    FloatArray,
+    ImageArray,
+    Observation,
+)
 from spear_ros.data.bags import BagReader, BagSample
 from spear_ros.data.topic_map import ARM, COMMAND, GRIPPER, INSTRUCTION
 from spear_ros.evaluation.faults import FaultInjector, FaultPlan
@@ -196,13 +205,12 @@ class Replay:
             assert isinstance(value, float)
             self._buffer.add_gripper(stamp_ns, received_ns, value)
         elif stream == ARM:
-            assert isinstance(value, np.ndarray)
             joints = self._reader.map.arm.kind == 'joints'
             add = self._buffer.add_joints if joints else self._buffer.add_pose
-            add(stamp_ns, received_ns, value)
+            add(stamp_ns, received_ns, cast(FloatArray, value))
         else:
-            assert isinstance(value, np.ndarray)
-            frame = CameraFrame(image=value, stamp_ns=stamp_ns, received_ns=received_ns)
+            image = cast(ImageArray, value)
+            frame = CameraFrame(image=image, stamp_ns=stamp_ns, received_ns=received_ns)
             self._buffer.add_image(stream, frame)
 
     def _tick(self, now_ns: int) -> None:

@@ -1,5 +1,6 @@
 """The picture of a replay: ``report.png``, readable without the figures beside it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,28 +186,22 @@ def _ages(axis: Axes, result: ReplayResult, config: ObservationConfig, start_ns:
 
 
 def _outcomes(axis: Axes, result: ReplayResult, start_ns: int) -> None:
-    """One row per outcome, and the number of unusable messages per stream beneath."""
+    """One row per outcome; beneath, what was lost per stream."""
     names = ['chunk', *dict.fromkeys(s.problem.reason.name for s in result.steps if s.problem)]
     for step in result.steps:
         name = step.problem.reason.name if step.problem else 'chunk'
         colour = _PLANNED if step.problem else '#3a9d5d'
         time_s = (step.now_ns - start_ns) / 1e9
         axis.plot(time_s, names.index(name), 's', color=colour, ms=5)
-    counts = [names_of(result, name) for name in names]
-    axis.set_yticks(range(len(names)), [f'{n}\n({c})' for n, c in zip(names, counts, strict=True)])
+    outcomes = [s.problem.reason.name if s.problem else 'chunk' for s in result.steps]
+    axis.set_yticks(range(len(names)), [f'{n}\n({outcomes.count(n)})' for n in names])
     axis.set_ylim(-0.7, len(names) - 0.3)
     axis.invert_yaxis()
     dropped = [f'{stream}: {count} unusable' for stream, (count, _) in result.refused.items()]
     dropped += [f'{stream}: {count} out of order' for stream, count in result.late.items()]
-    dropped += [f'{what}: {count} by fault' for what, count in result.fault_hits.items()]
-    _dress(axis, '', f't [s]     dropped inputs: {"; ".join(dropped) or "none"}')
-    axis.set_title('outcome at each grid point', fontsize=9)
-
-
-def names_of(result: ReplayResult, name: str) -> int:
-    """Count the grid points whose outcome is ``name`` (``chunk`` or a reason)."""
-    outcomes = [s.problem.reason.name if s.problem else 'chunk' for s in result.steps]
-    return outcomes.count(name)
+    dropped += [f'{what} (injected): {count}' for what, count in result.fault_hits.items()]
+    text = textwrap.fill(f'dropped inputs: {"; ".join(dropped) or "none"}', 70)
+    _dress(axis, 'outcome at each grid point', f't [s]\n{text}')
 
 
 def _dress(axis: Axes, label: str, below: str = 't [s]') -> None:

@@ -34,7 +34,15 @@ from spear_ros.runtime.observation_config import (
 )
 from spear_ros.runtime.streams import CameraStream, Stream, StreamHealth, StreamLimits
 
-__all__ = ['InputProblem', 'ObservationBuffer', 'ObservationConfig', 'StreamHealth']
+__all__ = [
+    'ARM',
+    'GRIPPER',
+    'OBJECT_POSES',
+    'InputProblem',
+    'ObservationBuffer',
+    'ObservationConfig',
+    'StreamHealth',
+]
 
 JOINT_MARGIN_RAD = 0.1
 """A reading this far outside the joint limits is corrupt (a failed bus read gives -pi, see

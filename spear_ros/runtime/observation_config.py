@@ -17,7 +17,7 @@ OBJECT_POSES = 'object_poses'
 class ObservationConfig:
     """Which inputs there are, and the limits each is judged by."""
 
-    cameras: tuple[Literal['external', 'wrist'], ...] = (EXTERNAL, WRIST)
+    cameras: tuple[str, ...] = (EXTERNAL, WRIST)
     """Cameras that are wired up; ``external`` is always needed."""
     topics: Mapping[str, str] = field(default_factory=dict)
     """Stream name -> topic, for sentences and status only."""
@@ -42,8 +42,10 @@ class ObservationConfig:
     needs_object_poses: bool = False
 
     def __post_init__(self) -> None:
-        if EXTERNAL not in self.cameras:
-            raise UserError('cameras must contain "external"; the policy cannot do without it.')
+        if EXTERNAL not in self.cameras or not set(self.cameras) <= {EXTERNAL, WRIST}:
+            raise UserError(
+                f'cameras = {list(self.cameras)} must be "external", alone or with "wrist".'
+            )
         if self.frozen_frames < 2:
             raise UserError(f'frozen_frames = {self.frozen_frames} must be at least 2.')
         for name in self.__dataclass_fields__:

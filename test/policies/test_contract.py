@@ -24,13 +24,11 @@ def observation_for(policy: str, robot: str) -> Observation:
         return observation
     # Objects on the table in front of the arm, as /sim/object_poses brings them.
     x, y, _ = observation.state.T_base_ee[:3, 3]
-    names = ('red_cube', 'blue_cube', 'plate', 'bowl')
+    poses = {'red_cube': (x, y, 0.02), 'purple_plate': (x, y + 0.15, 0.01)}
     return replace(
         observation,
-        privileged={
-            name: geometry.pose([x, y + 0.05 * i, 0.02], [1, 0, 0, 0])
-            for i, name in enumerate(names)
-        },
+        instruction='put the red cube on the purple plate',
+        privileged={name: geometry.pose(p, [1, 0, 0, 0]) for name, p in poses.items()},
     )
 
 
@@ -40,6 +38,8 @@ def make_policy(name: str, robot: str, seed: int = 0) -> Policy:
     options = {}
     if name == 'recorded':
         options['motion'] = example_motion(make_example_observation(robot))
+    if name == 'spear1':
+        options['untrained'] = 'spear1_debug'
     return create_policy(name, robot=get_robot(robot), seed=seed, options=options)
 
 
@@ -123,6 +123,8 @@ def test_the_observation_is_left_as_it_was(name, robot):
 
 @pytest.mark.parametrize('count', [1, 3])
 def test_a_committed_prefix_stands_at_the_start_of_the_chunk(name, robot, count):
+    if name == 'scripted':
+        pytest.skip('the expert plans from the measured pose and takes no prefix')
     policy, observation = make_policy(name, robot), observation_for(name, robot)
     T0 = observation.state.T_base_ee
     turn = geometry.quat_exp([0.0, 0.0, 0.02])
