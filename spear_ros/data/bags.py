@@ -108,6 +108,11 @@ class BagReader:
         self._bag.close()
 
     @property
+    def path(self) -> Path:
+        """Where the recording is."""
+        return self._bag.path
+
+    @property
     def start_ns(self) -> int:
         """Time of the first message of any topic."""
         return self._bag.start_ns

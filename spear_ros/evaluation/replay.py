@@ -271,7 +271,7 @@ def read_motion(reader: BagReader) -> RecordedMotion:
     for stream in (ARM, GRIPPER):
         if not stamps[stream]:
             why = first_problem.get(stream, 'no message could be read')
-            raise UserError(f'{reader.map.topics()[stream]} ({stream}): {why}')
+            raise UserError(f'{reader.path}: {reader.map.topics()[stream]} ({stream}): {why}')
     openings = _sorted(stamps[GRIPPER], values[GRIPPER])
     reached = _track(reader, reader.map.arm.kind, _sorted(stamps[ARM], values[ARM]), openings)
     commanded = None
