@@ -327,7 +327,8 @@ def install_ros(state: State, sourced: bool, progress: Progress) -> None:
         return
     what = 'build tools (ROS 2 Jazzy is sourced)' if sourced else 'ROS 2 Jazzy'
     with progress.step(what):
-        pip([a for file in files for a in ('-r', str(file))], progress)
+        # numpy too: message packages are compiled against the one that stays.
+        pip(['numpy', *(a for file in files for a in ('-r', str(file)))], progress)
     state.set('ros', digest)
 
 

@@ -116,6 +116,15 @@ def build_environment(prefix: Path) -> dict[str, str]:
     return environment
 
 
+def first_error(log: str) -> str:
+    """Return the first error of a build log in one line; CMake puts its text on the next one."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for line, following in zip(lines, [*lines[1:], ''], strict=True):
+        if re.search(r'\b[Ee]rror\b', line):
+            return f'{line} {following}'[:300] if line.startswith('CMake Error') else line[:300]
+    return lines[-1][:300] if lines else 'no output'
+
+
 def run_logged(command: list[str], log: Path, environment: dict[str, str], package: str) -> None:
     """Run ``command``; on failure raise a BuildError that shows the log's first error line."""
     with log.open('ab') as sink:
@@ -123,11 +132,9 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], packa
         sink.flush()
         result = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
     if result.returncode:
-        lines = log.read_text(errors='replace').splitlines()
-        errors = [line.strip() for line in lines if 'rror' in line] or lines[-1:]
         raise BuildError(
-            f'{package} did not build: {errors[0][:300]} (whole log: {log}); mend that and run the '
-            'same command again.'
+            f'{package} did not build: {first_error(log.read_text(errors="replace"))} (whole log: '
+            f'{log}); mend that and run the same command again.'
         )
 
 
