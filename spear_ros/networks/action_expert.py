@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spear_ros.networks.config import ExpertConfig, GemmaConfig
-from spear_ros.networks.gemma import GemmaBlock, RmsNorm, attend, initialize_blocks, rotary
+from spear_ros.networks.gemma import GemmaBlocks, RmsNorm, attend, initialize_blocks, rotary
 
 
 class ActionExpert(nn.Module):
@@ -29,9 +29,7 @@ class ActionExpert(nn.Module):
         self.action_in = nn.Linear(config.action_dim, width)
         self.time_mix_in = nn.Linear(2 * width, width)
         self.time_mix_out = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(
-            GemmaBlock(width, config.mlp_width, language) for _ in range(language.layers)
-        )
+        self.blocks = GemmaBlocks(width, config.mlp_width, language)
         self.norm = RmsNorm(width, language.norm_eps)
         self.action_out = nn.Linear(width, config.action_dim)
         if not self.norm.weight.is_meta:

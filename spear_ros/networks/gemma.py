@@ -9,6 +9,8 @@ D model width.
 """
 
 import math
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +144,16 @@ class GemmaBlock(nn.Module):
         return x_BSD + self.mlp(self.norm2(x_BSD))
 
 
+class GemmaBlocks(nn.ModuleList):
+    """The blocks of one stack, typed."""
+
+    def __init__(self, width: int, mlp_width: int, config: GemmaConfig) -> None:
+        super().__init__(GemmaBlock(width, mlp_width, config) for _ in range(config.layers))
+
+    def __iter__(self) -> Iterator[GemmaBlock]:
+        return cast(Iterator[GemmaBlock], super().__iter__())
+
+
 class GemmaModel(nn.Module):
     """Embedding, blocks, final norm; the LM head is tied to the embedding."""
 
@@ -149,9 +161,7 @@ class GemmaModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(
-            GemmaBlock(config.width, config.mlp_width, config) for _ in range(config.layers)
-        )
+        self.blocks = GemmaBlocks(config.width, config.mlp_width, config)
         self.norm = RmsNorm(config.width, config.norm_eps)
         if not self.norm.weight.is_meta:
             self.initialize()

@@ -101,13 +101,16 @@ class PositionTable(nn.Module):
             return table
         lead, grid = table[: self.extra], table[self.extra :]
         grid_1WRC = grid.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2)
-        target: dict[str, tuple[float, ...]]
-        if self.rule == 'size':
-            target = {'size': (rows, columns)}
-        else:
-            target = {'scale_factor': ((rows + 0.1) / self.rows, (columns + 0.1) / self.columns)}
+        scale = ((rows + 0.1) / self.rows, (columns + 0.1) / self.columns)
+        by_size = self.rule == 'size'
         with torch.autocast(table.device.type, enabled=False):
-            grid_1WRC = F.interpolate(grid_1WRC, mode='bicubic', antialias=False, **target)
+            grid_1WRC = F.interpolate(
+                grid_1WRC,
+                size=(rows, columns) if by_size else None,
+                scale_factor=None if by_size else scale,
+                mode='bicubic',
+                antialias=False,
+            )
         assert grid_1WRC.shape[-2:] == (rows, columns)
         return torch.cat([lead, grid_1WRC.flatten(2)[0].T])
 

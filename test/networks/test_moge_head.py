@@ -184,13 +184,13 @@ MODES = {
 
 
 @needs_vectors
-@pytest.mark.parametrize('name', ['photo', 'photo_T'])
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize(
+    ('name', 'mode'),
+    [*(('photo', m) for m in MODES), ('photo_T', 'auto_proj'), ('photo_T', 'fov_proj')],
+)
 def test_inference_with_camera_recovery(model, vectors, name, mode):
     expected = vectors['infer']
     prefix = f'{name}/1200/{mode}/'
-    if f'{prefix}points' not in expected.files:
-        pytest.skip('the vectors do not hold this mode for this picture')
     picture = image(vectors['inputs']['photo/image'])
     if name == 'photo_T':
         picture = picture.transpose(2, 3)
@@ -211,8 +211,10 @@ def test_inference_with_camera_recovery(model, vectors, name, mode):
 @needs_vectors
 def test_default_level_is_the_finest(model, vectors):
     picture = image(vectors['inputs']['bridge/image'])
-    a, b = model.infer(picture), model.infer(picture, num_tokens=2500)
-    assert torch.equal(a.depth, b.depth)
+    expected = vectors['infer']
+    result = model.infer(picture)
+    close(result.focal[0], expected['bridge/2500/auto_proj/focal_converged'], 1e-5)
+    close(result.shift[0], expected['bridge/2500/auto_proj/shift_converged'], 1e-5)
 
 
 def test_published_size_has_the_published_number_of_parameters():
