@@ -17,6 +17,8 @@ from spear_ros.ros.drivers.actions import GoalSlot
 from spear_ros.ros.drivers.base import GripperFeed, StateSink, messages
 from spear_ros.ros.drivers.grippers import BinaryTarget, JamWatch
 
+_HOMING_LIMIT_S = 20.0
+
 
 class FrankaHand:
     """Gripper adapter of the Franka hand."""
@@ -35,6 +37,7 @@ class FrankaHand:
         self._slot = GoalSlot(monotonic)
         self._target, self._jam = BinaryTarget(), JamWatch()
         self._homed = not config.homing
+        self._homing_since: float | None = None
         self._trouble = ''
 
     def start(self, sink: StateSink) -> None:
@@ -59,7 +62,12 @@ class FrankaHand:
         if self._trouble:
             return self._trouble
         if not self._homed:
-            self._jam.restart(self._monotonic())
+            now = self._monotonic()
+            self._jam.restart(now)
+            if self._homing_since is not None and now - self._homing_since > _HOMING_LIMIT_S:
+                return (
+                    f'homing of the Franka hand takes more than {_HOMING_LIMIT_S:.0f} s: free it.'
+                )
         return self._jam.update(self._target.wanted_open, self._feed.opening, self._monotonic())
 
     def release(self) -> None:
@@ -79,6 +87,7 @@ class FrankaHand:
             return
         if not self._homed:
             if not self._slot.busy:
+                self._homing_since = self._monotonic()
                 self._slot.start(self._clients['homing'], self._types.Homing.Goal(), self._on_homed)
         elif wanted:
             goal = self._types.Move.Goal(
@@ -93,6 +102,7 @@ class FrankaHand:
             self._slot.start(self._clients['grasp'], goal, self._on_grasped)
 
     def _on_homed(self, ok: bool, error: str) -> None:
+        self._homing_since = None
         if not ok:
             self._trouble = f'homing of the Franka hand failed ({error}): check it, then reset.'
             return

@@ -4,7 +4,8 @@ import threading
 from dataclasses import dataclass
 
 _OPEN_ENOUGH = 0.8
-_NOT_MOVED = 0.97
+_NEARLY_OPEN = 0.85
+_MOVED = 0.03
 
 
 class BinaryTarget:
@@ -36,18 +37,20 @@ class BinaryTarget:
 class JamWatch:
     """Compares what the gripper was told with what it measures.
 
-    Opening must succeed. Closing onto an object is success at any width, so only fingers that did
-    not leave the open end at all are a jam.
+    Opening must succeed. Closing onto an object is success at any width, so only fingers that stood
+    open and did not move at all are a jam.
     """
 
-    limit_s: float = 4.0
+    limit_s: float = 3.0
     _wanted: bool | None = None
     _since_s: float = 0.0
+    _start: float = 0.0
 
     def update(self, wanted_open: bool | None, opening: float | None, now_s: float) -> str:
         """Return a sentence when the gripper is stuck, else nothing."""
         if wanted_open is not self._wanted:
             self._wanted, self._since_s = wanted_open, now_s
+            self._start = 0.0 if opening is None else opening
         if wanted_open is None or opening is None or now_s - self._since_s < self.limit_s:
             return ''
         if wanted_open and opening < _OPEN_ENOUGH:
@@ -55,7 +58,7 @@ class JamWatch:
                 f'the gripper was told to open {now_s - self._since_s:.1f} s ago and stands at '
                 f'{opening:.2f} (1 = open): free it, then reset.'
             )
-        if not wanted_open and opening > _NOT_MOVED:
+        if not wanted_open and self._start > _NEARLY_OPEN and self._start - opening < _MOVED:
             return (
                 f'the gripper was told to close {now_s - self._since_s:.1f} s ago and has not '
                 'moved: check its power and its driver, then reset.'

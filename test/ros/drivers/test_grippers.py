@@ -42,6 +42,15 @@ def test_jam_is_told_after_the_time_limit(wanted_open, opening, jammed):
     assert bool(watch.update(wanted_open, opening, 104.1)) is jammed
 
 
+def test_fingers_that_rest_on_a_wide_object_are_no_jam():
+    watch = JamWatch(limit_s=4.0)
+    watch.update(False, 0.95, 0.0)
+    assert watch.update(False, 0.88, 5.0) == ''
+    watch.update(None, 0.88, 6.0)
+    watch.update(False, 0.6, 7.0)  # told to close again while it holds
+    assert watch.update(False, 0.6, 12.0) == ''
+
+
 def test_new_target_restarts_the_jam_watch():
     watch = JamWatch(limit_s=4.0)
     watch.update(True, 0.0, 0.0)
