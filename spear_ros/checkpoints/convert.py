@@ -8,6 +8,7 @@ its mapped file, cast and written before the next one is touched.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ class _Assembly:
 
     def add_source(self, source: MappedSource) -> None:
         for name in source.names():
-            self.add(name, source.shape(name), lambda name=name: source.get(name))
+            self.add(name, source.shape(name), partial(source.get, name))
 
     def names(self) -> Iterable[str]:
         return self._make.keys()
@@ -125,7 +126,7 @@ def convert_spear1(
         lambda: extend_embedding(language.get(EMBEDDING), shapes[EMBEDDING][0], fresh, dtype),
     )
     for name, tensor in _fresh_state(config, shapes, fresh.seed).items():
-        assembly.add(name, shapes[name], lambda tensor=tensor: tensor)
+        assembly.add(name, shapes[name], tensor.clone)
     contents = replace(contents, trained=False, ema=False)
     checkpoint_id = save_checkpoint(folder, contents, assembly, dtype=dtype, overwrite=overwrite)
     return Conversion(checkpoint_id=checkpoint_id, reports=reports)

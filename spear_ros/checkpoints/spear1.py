@@ -382,3 +382,25 @@ def _strict(cls: type[T], data: object, file: Path) -> T:
 
 def _write_json(file: Path, data: object) -> None:
     file.write_text(json.dumps(data, indent=2) + '\n', encoding='utf-8')
+
+
+def describe_checkpoint(folder: Path | str) -> str:
+    """Say in one line what a checkpoint folder holds, after the checks that need no full read.
+
+    Raises:
+        UserError: something is missing, damaged or does not fit.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    read_norm_stats(folder)
+    _check_small_files(folder, config)
+    files = open_weights(folder, config)
+    numbers = sum(torch.Size(e.shape).numel() for e in files.entries.values())
+    types = sorted({str(e.dtype).removeprefix('torch.') for e in files.entries.values()})
+    origin = f'recipe "{config.recipe}"' if config.recipe else 'no recipe named'
+    return (
+        f'{config.checkpoint_id}: {numbers / 1e6:.1f} M parameters ({", ".join(types)}, '
+        f'{files.n_bytes / 1e6:.0f} MB), {", ".join(config.embodiments)}, '
+        f'{"trained" if config.trained else "NOT TRAINED"}{", moving average" * config.ema}, '
+        f'{origin}'
+    )

@@ -235,7 +235,7 @@ def _split(
 def _pieces(tensor: torch.Tensor, block: int = 1 << 24) -> Iterator[memoryview]:
     """Raw bytes of a tensor in blocks, without a second copy of it on the CPU."""
     flat = tensor.detach().to('cpu').contiguous().reshape(-1).view(torch.uint8)
-    data = memoryview(flat.numpy())
+    data = memoryview(flat.numpy())  # type: ignore[arg-type]
     for at in range(0, len(data), block):
         yield data[at : at + block]
 

@@ -70,7 +70,9 @@ class TextTokenizer:
         self._newline = self._encode('\n')
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
-        self._special.update(self.ids.loc or (), self.ids.spatial or (), {self.ids.image} - {None})
+        self._special.update(self.ids.loc or (), self.ids.spatial or ())
+        if self.ids.image is not None:
+            self._special.add(self.ids.image)
 
     def instruction(self, text: str, buckets: Sequence[int] = DEFAULT_BUCKETS) -> TextTokens:
         """Encode ``[bos] text [\\n]`` and pad to the smallest bucket that holds it.

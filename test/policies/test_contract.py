@@ -35,7 +35,7 @@ def observation_for(policy: str, robot: str) -> Observation:
 def make_policy(name: str, robot: str, seed: int = 0) -> Policy:
     if name in NEEDS_TORCH and importlib.util.find_spec('torch') is None:
         pytest.skip('this policy needs torch, which is not installed')
-    options = {}
+    options = {'untrained': 'spear1_debug'} if name == 'spear1' else {}
     if name == 'recorded':
         options['motion'] = example_motion(make_example_observation(robot))
     if name == 'spear1':

@@ -60,7 +60,7 @@ def test_the_line_end_is_its_own_token_whatever_precedes_it(tokenizer):
 @settings(deadline=None, max_examples=150)
 def test_any_text_survives_through_the_bytes(tokenizer, text):
     clean = ' '.join(text.replace('_', ' ').split())
-    if not clean:
+    if not clean or '<' in clean:  # spelling out a special token is refused, see below
         return
     tokens = tokenizer.instruction(text, buckets=(1024,))
     assert tokenizer.decode(tokens.ids[tokens.mask]) == f'<bos>{clean}\n'
