@@ -8,6 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import yaml
+
 from spear_ros.core.config import load_yaml
 from spear_ros.core.errors import UserError
 from spear_ros.data.bags import BagReader
@@ -37,6 +39,16 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument('--policy', required=True, help='spear1, recorded, hold, scripted')
     parser.add_argument('--map', required=True, help='MAP.yaml, or a name in config/replay')
     parser.add_argument('--checkpoint', type=Path, help='folder of the checkpoint')
+    parser.add_argument(
+        '--untrained', metavar='SIZE', help='spear1 with random weights, such as spear1_debug'
+    )
+    parser.add_argument(
+        '--option',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='setting of the policy itself, such as wrist=false; may be repeated',
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument(
@@ -93,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
 def _create(
     name: str, args: argparse.Namespace, robot: RobotSpec, motion: RecordedMotion | None
 ) -> Policy:
-    options = {} if motion is None else {'motion': motion, 'commanded': args.commanded}
+    options = _options(args.option) if name == args.policy else {}
+    if args.untrained:
+        options['untrained'] = args.untrained
+    if motion is not None:
+        options |= {'motion': motion, 'commanded': args.commanded}
     return create_policy(
         name,
         robot=robot,
@@ -102,6 +118,20 @@ def _create(
         device=args.device,
         options=options,
     )
+
+
+def _options(pairs: list[str]) -> dict[str, object]:
+    """Read KEY=VALUE pairs; values as in YAML (true, 3, text)."""
+    options: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals:
+            raise UserError(f'--option {pair}: write it as KEY=VALUE.')
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key] = value
+    return options
 
 
 def _open(
@@ -118,6 +148,7 @@ def _context(args: argparse.Namespace, reader: BagReader) -> dict[str, object]:
         'robot': reader.robot.name,
         'seed': args.seed,
         'device': args.device,
+        'options': args.option,
         'bag_seconds': (reader.end_ns - reader.start_ns) / 1e9,
         'notes': reader.notes,
         'damage': reader.damage,

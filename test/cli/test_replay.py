@@ -69,6 +69,8 @@ def test_a_cut_recording_is_used_reported_and_fails_the_command(bags, paths, tmp
     [
         ((), 'recordd', ['did you mean "recorded"']),
         (('--limit', '0'), 'hold', ['limit = 0']),
+        (('--option', 'speed=1'), 'hold', ['has no option "speed"']),
+        (('--option', 'speed'), 'hold', ['KEY=VALUE']),
         (('--latency-ms', '-1'), 'hold', ['latency']),
         (('--commanded',), 'recorded', ['holds no commands']),
         (('--faults', '/no/such/file'), 'hold', ['/no/such/file']),

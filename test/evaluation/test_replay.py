@@ -167,6 +167,25 @@ def test_a_policy_of_another_robot_is_refused(bags, folder):
         check_policy(create_policy('hold', robot=get_robot('fr3')), reader)
 
 
+def test_spear1_on_real_images_gives_the_same_bytes_twice(real_recordings):
+    pytest.importorskip('torch', reason='policy spear1 needs torch')
+    options = {'untrained': 'spear1_debug'}
+    lines = []
+    for seed in (4, 4, 5):
+        policy = create_policy('spear1', robot=ROBOT, seed=seed, options=options)
+        rotation = policy.describe().spec.reference_rotation
+        path = real_recordings / 'bridge_rosbag2/ep01_put_carrot'
+        with BagReader(
+            path, load_topic_map('bridge'), ROBOT, reference_rotation=rotation
+        ) as reader:
+            check_policy(policy, reader)
+            result = Replay(reader, policy, ReplaySettings()).run()
+        assert len(result.chunks) == 10
+        lines.append(chunk_lines(result.chunks))
+    assert lines[0] == lines[1]
+    assert lines[0] != lines[2]
+
+
 # -- faults -------------------------------------------------------------------------------------
 
 
