@@ -106,7 +106,7 @@ def _create(
     name: str, args: argparse.Namespace, robot: RobotSpec, motion: RecordedMotion | None
 ) -> Policy:
     options = _options(args.option) if name == args.policy else {}
-    if args.untrained:
+    if args.untrained and name == args.policy:
         options['untrained'] = args.untrained
     if motion is not None:
         options |= {'motion': motion, 'commanded': args.commanded}
