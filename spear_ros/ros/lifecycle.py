@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -31,8 +31,8 @@ class AutostartNode(LifecycleNode):
     takes long starts it in a thread in ``configure`` and overrides :meth:`ready_to_activate`.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
         self.declare_parameter('autostart', True)
         self._autostart_timer = None
         if self.get_parameter('autostart').value:
