@@ -5,10 +5,9 @@ it goes; the exit status is then 2.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
-
-import yaml
 
 from spear_ros.core.config import load_yaml
 from spear_ros.core.errors import UserError
@@ -121,15 +120,15 @@ def _create(
 
 
 def _options(pairs: list[str]) -> dict[str, object]:
-    """Read KEY=VALUE pairs; values as in YAML (true, 3, text)."""
+    """Read KEY=VALUE pairs; values as in JSON (true, 3), else text."""
     options: dict[str, object] = {}
     for pair in pairs:
         key, equals, value = pair.partition('=')
         if not equals:
             raise UserError(f'--option {pair}: write it as KEY=VALUE.')
         try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[key] = json.loads(value)
+        except ValueError:
             options[key] = value
     return options
 
