@@ -248,7 +248,9 @@ class Expert:
         floor = Y[2, 3] + (on.floor_m - on.half_extents[2]) * self._scale
         bottom = T[2, 3] - _half_height(shape, T) * self._scale
         inside = np.linalg.norm(T[:2, 3] - Y[:2, 3]) < on.inner_radius_m * self._scale
-        return bool(inside and abs(bottom - floor) < 0.035 * self._scale)
+        # Up to a little above the rim: an object that has just been let go is still falling.
+        depth = (2 * on.half_extents[2] - on.floor_m + 0.02) * self._scale
+        return bool(inside and -0.01 < bottom - floor < depth)
 
     def _yaw(self, tool: Tool) -> float:
         """Turn of the fingers about the vertical since home, in (-pi, pi]."""
