@@ -193,7 +193,15 @@ def read_norm_stats(folder: Path | str) -> NormStats:
     Raises:
         UserError: it is missing or damaged.
     """
-    file = Path(folder) / NORM_STATS
+    return read_norm_stats_file(Path(folder) / NORM_STATS)
+
+
+def read_norm_stats_file(file: Path) -> NormStats:
+    """Read a ``norm_stats.json`` that stands alone.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     return _strict(NormStats, _read_json(file), file)
 
 
