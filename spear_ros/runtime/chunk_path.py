@@ -72,8 +72,8 @@ class ChunkPath:
     """C1 curve on R^3 x SO(3) through the anchor and the knots of one chunk."""
 
     def __init__(self, chunk: ActionChunk) -> None:
-        p = [_vector(chunk.anchor_p), *(_vector(x) for x in chunk.p_base_ee.tolist())]
-        q = [_quaternion(chunk.anchor_q), *(_quaternion(x) for x in chunk.q_base_ee.tolist())]
+        p = [_vector(chunk.anchor_p.tolist()), *(_vector(x) for x in chunk.p_base_ee.tolist())]
+        q = [_quaternion(x) for x in (chunk.anchor_q.tolist(), *chunk.q_base_ee.tolist())]
         self.step_s = chunk.step_s
         self.duration_s = chunk.step_s * chunk.horizon
         dp = [subtract(b, a) for a, b in pairwise(p)]

@@ -162,6 +162,21 @@ class ChunkPlayer:
         self._finished = False
         self._now_ns = now_ns
 
+    def settle(self, T_base_ee: FloatArray, now_ns: int) -> None:
+        """Stand still at a pose and keep the gripper's command."""
+        value = self._latch.value
+        self.reset(T_base_ee, value, now_ns)
+
+    @property
+    def gripper(self) -> float | None:
+        """The gripper's command: 1 = open, 0 = closed, None = none since reset."""
+        return self._latch.value
+
+    @property
+    def standstill(self) -> bool:
+        """The target does not move and no chunk moves it."""
+        return self._motion.standstill and self._followed is None
+
     def load(
         self, chunk: ActionChunk, now_ns: int, segment_rates: Sequence[float] | None = None
     ) -> None:
@@ -215,7 +230,7 @@ class ChunkPlayer:
             sequence=self._sequence,
             following=followed is not None,
             finished=self._finished,
-            standstill=motion.standstill and followed is None,
+            standstill=self.standstill,
         )
 
     # ------------------------------------------------------------------------------ time and motion
@@ -225,16 +240,16 @@ class ChunkPlayer:
         left = (now_ns - self._now_ns) * 1e-9
         if left <= 0.0:
             return
-        start_ns = self._now_ns
         self._now_ns = now_ns
         gap = left - self._settings.gap_s
         if gap > 0.0:
             self._motion.shed_speed(gap)
+            self._motion.brake(self._settings.gap_s)
             if self._followed is not None:
-                self._lag_s += gap
-                self._note_lag(start_ns + round(gap * 1e9))
+                self._lag_s += left
+                self._note_lag(now_ns)
                 self._rejoin()
-            left -= gap
+            return
         steps = ceil(left / MAX_SUBSTEP_S - 1e-6)
         dt = left / steps
         for k in range(steps):

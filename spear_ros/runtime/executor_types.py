@@ -1,7 +1,6 @@
 """What goes into and comes out of the executor: plain values, no ROS, no behaviour."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.reasons import Reason
@@ -88,10 +87,12 @@ class ExecutorSettings:
     require_gripper: bool = True
     """False: a set-up whose gripper reports nothing."""
     require_policy: bool = True
-    """False: arm without a policy process (home and jog only; chunks are then refused)."""
+    """False: no policy process (lockstep roll-outs, jogging): neither its silence nor its ids are
+    judged."""
+    require_driver: bool = True
+    """False: no driver adapter reports (lockstep roll-outs)."""
     expected_publishers: int = 1
-    """Publishers on the command topic, ourselves included."""
-    clock: Literal['system', 'sim'] = 'system'
+    """Publishers on the command topic, ourselves included; 0 = not judged."""
     home_opens_gripper: bool = True
     """Open the gripper once the start pose is reached: episodes start open."""
 
