@@ -74,18 +74,20 @@ def copy_gemma():
     return apply
 
 
-def _relative(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
+@pytest.fixture
+def relative(record_property):
+    """Largest difference over the largest value; noted for benchmarks/parity_table.py."""
+
+    def measure(ours, oracle):
+        value = ((ours - oracle).abs().max() / oracle.abs().max()).item()
+        record_property('fp32_relative', value)
+        return value
+
+    return measure
 
 
 @pytest.fixture
-def relative():
-    """Largest difference over the largest value."""
-    return _relative
-
-
-@pytest.fixture
-def assert_within_oracle_noise():
+def assert_within_oracle_noise(record_property):
     """bfloat16: our error to the float32 oracle is no larger than the oracle's own in bfloat16."""
 
     def rms(x):
@@ -94,6 +96,8 @@ def assert_within_oracle_noise():
     def check(ours_bf16, oracle_bf16, oracle_fp32, factor=1.5):
         noise = rms(oracle_bf16.float() - oracle_fp32)
         assert 0 < noise < rms(oracle_fp32)
-        assert rms(ours_bf16.float() - oracle_fp32) < factor * noise
+        ratio = rms(ours_bf16.float() - oracle_fp32) / noise
+        record_property('bf16_error_over_oracles', ratio)
+        assert ratio < factor
 
     return check

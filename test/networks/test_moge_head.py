@@ -74,13 +74,22 @@ def subset(count, step):
     return sorted({0, 1, count - 2, count - 1, *range(0, count, step)})
 
 
-def close(ours, theirs, atol):
-    np.testing.assert_allclose(ours.detach().numpy(), theirs, atol=atol, rtol=0)
+@pytest.fixture
+def close(record_property):
+    """Compare with an absolute tolerance; the error is noted for benchmarks/parity_table.py."""
+
+    def check(ours, theirs, atol):
+        ours = ours.detach().numpy()
+        np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
+        finite = np.isfinite(theirs)
+        record_property('absolute', float(np.abs(ours[finite] - theirs[finite]).max(initial=0.0)))
+
+    return check
 
 
 @needs_vectors
 @torch.no_grad()
-def test_positional_table_of_each_grid(model, vectors):
+def test_positional_table_of_each_grid(close, model, vectors):
     for rows, columns in ((15, 20), (8, 8)):
         table = model.encoder.position(rows, columns)
         close(table, vectors['encoder'][f'pos/{rows}x{columns}'], 1e-6)
@@ -90,7 +99,7 @@ def test_positional_table_of_each_grid(model, vectors):
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['photo', 'bridge'])
 @pytest.mark.parametrize('size', ['280x210', '112x112'])
-def test_encoder_features_and_class_token(model, vectors, name, size):
+def test_encoder_features_and_class_token(close, model, vectors, name, size):
     pixels = imagenet_normalize(encoder_input(vectors, name, size))
     expected = vectors['encoder']
     close(pixels[0, :, ::35, ::40], expected[f'{name}/{size}/pixels_sub'], 2e-6)
@@ -105,7 +114,7 @@ def test_encoder_features_and_class_token(model, vectors, name, size):
 
 @needs_vectors
 @torch.no_grad()
-def test_encoder_before_the_first_block_and_before_the_final_norm(model, vectors):
+def test_encoder_before_the_first_block_and_before_the_final_norm(close, model, vectors):
     pixels = imagenet_normalize(encoder_input(vectors, 'bridge', '112x112'))
     expected = vectors['encoder']
     close(model.encoder.embed(pixels)[0], expected['bridge/112x112/tokens_in'], 2e-6)
@@ -140,7 +149,7 @@ def test_sizes_and_levels(model):
 @needs_vectors
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['photo', 'bridge'])
-def test_every_stage_of_the_forward_pass(model, vectors, name):
+def test_every_stage_of_the_forward_pass(close, model, vectors, name):
     expected = {k.removeprefix(f'{name}/1200/'): v for k, v in vectors['forward'].items()}
     picture = image(vectors['inputs'][f'{name}/image'])
     resized, image14 = model.resize(picture, 1200)
@@ -164,7 +173,7 @@ def test_every_stage_of_the_forward_pass(model, vectors, name):
 @needs_vectors
 @torch.no_grad()
 @pytest.mark.parametrize(('name', 'tokens'), [('photo', 1200), ('photo', 2500), ('bridge', 1200)])
-def test_points_and_mask(model, vectors, name, tokens):
+def test_points_and_mask(close, model, vectors, name, tokens):
     expected = vectors['forward']
     points, mask = model(image(vectors['inputs'][f'{name}/image']), tokens)
     rows, columns = expected[f'{name}/rows'], expected[f'{name}/cols']
@@ -188,7 +197,7 @@ MODES = {
     ('name', 'mode'),
     [*(('photo', m) for m in MODES), ('photo_T', 'auto_proj'), ('photo_T', 'fov_proj')],
 )
-def test_inference_with_camera_recovery(model, vectors, name, mode):
+def test_inference_with_camera_recovery(close, model, vectors, name, mode):
     expected = vectors['infer']
     prefix = f'{name}/1200/{mode}/'
     picture = image(vectors['inputs']['photo/image'])
@@ -209,7 +218,7 @@ def test_inference_with_camera_recovery(model, vectors, name, mode):
 
 
 @needs_vectors
-def test_default_level_is_the_finest(model, vectors):
+def test_default_level_is_the_finest(close, model, vectors):
     picture = image(vectors['inputs']['bridge/image'])
     expected = vectors['infer']
     result = model.infer(picture)

@@ -342,29 +342,37 @@ def twin(pi0, copy_vit, copy_gemma):
     return ours
 
 
+def pi0_velocities(pi0, inputs, proprio, actions, tau):
+    """PI0's own forward. Its float32 angles put the time embedding up to 1e-4 off: exact here."""
+    dtype = pi0.action_out_proj.weight.dtype
+    embedding = pi0.embed_action_time.sinusoid_embeds
+    embedding.forward = lambda t: _exact_waves(t, CONFIG.expert).to(dtype)
+    text = torch.ones(2, 6).bool() if inputs.token_mask is None else inputs.token_mask
+    return pi0(
+        state=proprio.to(dtype),
+        noise=actions.to(dtype),
+        timestep=tau,
+        input_ids=torch.cat([torch.full((2, 16), 2600), inputs.tokens], dim=1),
+        attention_mask=torch.cat([torch.ones(2, 16).bool(), text], dim=1).long(),
+        pixel_values=(inputs.external * 2 - 1)[:, None].to(dtype),
+        pixel_attention_mask=torch.ones(2, 1, dtype=torch.bool),
+    ).logits
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('padded', [False, True])
-def test_velocities_are_pi0s(pi0, twin, relative, padded):
+def test_velocities_are_pi0s(pi0, twin, relative, assert_within_oracle_noise, padded):
     inputs = PrefixInputs(
         external=torch.rand(2, 3, 56, 56),
         tokens=torch.randint(0, 500, (2, 6)),
         token_mask=torch.arange(6) < torch.tensor([[6], [4]]) if padded else None,
     )
-    proprio, actions, tau = make_suffix(2)
-    # float32 angles put the oracle's time embedding up to 1e-4 off: give it exact ones
-    pi0.embed_action_time.sinusoid_embeds.forward = lambda t: _exact_waves(t, CONFIG.expert)
-    text = torch.ones(2, 6).bool() if inputs.token_mask is None else inputs.token_mask
-    theirs = pi0(
-        state=proprio,
-        noise=actions,
-        timestep=tau,
-        input_ids=torch.cat([torch.full((2, 16), 2600), inputs.tokens], dim=1),
-        attention_mask=torch.cat([torch.ones(2, 16).bool(), text], dim=1).long(),
-        pixel_values=(inputs.external * 2 - 1)[:, None],
-        pixel_attention_mask=torch.ones(2, 1, dtype=torch.bool),
-    ).logits
-    assert relative(twin(inputs, proprio, actions, tau), theirs) < 1e-5
-    assert relative(cached(twin, inputs, proprio, actions, tau), theirs) < 1e-5
+    suffix = make_suffix(2)
+    exact = pi0_velocities(pi0, inputs, *suffix)
+    assert relative(twin(inputs, *suffix), exact) < 1e-5
+    assert relative(cached(twin, inputs, *suffix), exact) < 1e-5
+    low = pi0_velocities(pi0.bfloat16(), inputs, *suffix)
+    assert_within_oracle_noise(twin.bfloat16()(inputs, *suffix), low, exact)
 
 
 def _exact_waves(tau, config):
