@@ -84,8 +84,8 @@ class ExecutorNode(AutostartNode):
                 arm_max_age_s=self._config.arm.max_age_s,
                 gripper_max_age_s=self._config.gripper_state.max_age_s,
                 require_policy=parameters.require_policy,
-                clock='sim' if self.get_parameter('use_sim_time').value else 'system',
             ),
+            None if self.get_parameter('use_sim_time').value else time.monotonic_ns,
         )
         self._driver = make_driver(self, self._spec, self._config)
         self._loop: ControlLoop | None = None
@@ -220,6 +220,8 @@ class ExecutorNode(AutostartNode):
     def _on_change(self) -> None:
         snapshot = self._executor.snapshot()
         self.get_logger().info(f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}')
+        if snapshot.reason == Reason.INTERNAL_ERROR:
+            self.get_logger().error(self._executor.internal_error)
         if snapshot.reason in SILENT_REASONS or snapshot.state == State.DISARMED:
             self._driver.release()
         self._send_status()

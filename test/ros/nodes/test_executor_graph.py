@@ -140,14 +140,19 @@ class Rig:
 
     def arm(self):
         """Arm as soon as the preflight agrees."""
-        answer = []
+        self.insist('arm')
+        assert self.operator.wait_for_state('ARMED', 'RUNNING') in ('ARMED', 'RUNNING')
+
+    def insist(self, name):
+        """Call a service until it is accepted: a refusal may be true for a moment only."""
+        answer = [False, '']
 
         def accepted():
-            answer[:] = self.operator.trigger('arm')
+            time.sleep(0.1)
+            answer[:] = self.operator.trigger(name)
             return answer[0]
 
-        self.graph.wait_until(accepted, lambda: f'arm: {answer}')
-        assert self.operator.wait_for_state('ARMED', 'RUNNING') in ('ARMED', 'RUNNING')
+        self.graph.wait_until(accepted, lambda: f'{name}: {answer[1]}')
 
     def run(self):
         """Let the robot follow chunks upwards and back, until it runs."""
@@ -164,7 +169,7 @@ class Rig:
     def reset(self):
         self.policy.velocity = None
         self.fault('clear')
-        assert self.operator.trigger('reset')[0]
+        self.insist('reset')
         self.operator.wait_for_state('DISARMED')
 
     def commands_since(self, start):
@@ -270,6 +275,7 @@ def test_executor_that_was_frozen_faults_when_it_wakes(running):
     start = time.monotonic()
     running.graph.processes.send_signal('executor_node', signal.SIGCONT)
     running.fails_with(Reason.CONTROL_GAP)
+    running.graph.wait_until(lambda: running.commands_since(start), 'a command after CONT')
     first = running.commands_since(start)[0]
     assert np.linalg.norm(first - running.policy.T[:3, 3]) < 0.02
 
