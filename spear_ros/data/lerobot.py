@@ -232,12 +232,13 @@ class LeRobotColumns:
             raise UserError(f'rate_hz = {rate_hz} in the row, fps = {fps} in info.json.')
         even = np.arange(len(self)) / fps
         if 'timestamp' in self.rows.column_names:
-            error = np.abs(self.numbers('timestamp')[:, 0] - even)
-            if error.max(initial=0.0) > 0.5 / fps:
-                worst = int(np.argmax(error))
+            recorded = self.numbers('timestamp')[:, 0]
+            astray = np.flatnonzero(np.abs(recorded - even) > 0.5 / fps)
+            if len(astray):
+                first = int(astray[0])
                 raise UserError(
-                    f'frame {worst} is stamped {self.numbers("timestamp")[worst, 0]:.3f} s instead '
-                    f'of {even[worst]:.3f} s; the recording has holes, leave this episode out.'
+                    f'frame {first} is stamped {recorded[first]:.3f} s instead of '
+                    f'{even[first]:.3f} s; the recording has holes, leave this episode out.'
                 )
         return np.round(even * 1e9).astype(np.int64)
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from spear_ros.core.config import to_mapping
 from spear_ros.core.errors import UserError
 from spear_ros.core.types import ActionSpec, FloatArray, ImageArray
+from spear_ros.data.lerobot_meta import number_stats, pixel_stats, video_feature, write_tasks
 from spear_ros.data.shards import write_json
 from spear_ros.data.video import VideoWriter
 
@@ -31,7 +32,6 @@ DATA_PATH = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 VIDEO_PATH = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
 EPISODES_PATH = 'meta/episodes/chunk-000/file-000.parquet'
 CHUNK_FILES = 1000
-QUANTILES = {'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +153,7 @@ class LeRobotWriter:
         rows = [row for group in self._done for row in group['rows']]
         tasks = {task: i for i, task in enumerate(dict.fromkeys(row['task'] for row in rows))}
         self._write_task_indices(tasks)
-        _write_tasks(self.root / 'meta' / 'tasks.parquet', tasks)
+        write_tasks(self.root / 'meta' / 'tasks.parquet', tasks)
         self._write_episode_table(rows)
         write_json(self.root / 'meta' / 'stats.json', self._stats())
         write_json(self.root / 'meta' / 'info.json', self._info(rows, len(tasks)))
@@ -277,10 +277,10 @@ class LeRobotWriter:
         for name in (STATE, ACTION):
             parts = [pq.read_table(f, columns=[name])[name].combine_chunks() for f in files]
             values = np.concatenate([p.flatten().to_numpy().reshape(-1, len(NAMES)) for p in parts])
-            stats[name] = _number_stats(values.astype(float))
+            stats[name] = number_stats(values.astype(float))
         for camera in self._sizes:
             sums = [group['pixels'][camera] for group in self._done]
-            stats[IMAGE_PREFIX + camera] = _pixel_stats(sums)
+            stats[IMAGE_PREFIX + camera] = pixel_stats(sums)
         return stats
 
     def _info(self, rows: list[dict[str, Any]], tasks: int) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class LeRobotWriter:
             for name in (STATE, ACTION)
         }
         for camera, (height, width) in self._sizes.items():
-            features[IMAGE_PREFIX + camera] = _video_feature(height, width, whole, self._codec)
+            features[IMAGE_PREFIX + camera] = video_feature(height, width, whole, self._codec)
         for name, kind in (
             ('timestamp', 'float32'),
             ('frame_index', 'int64'),
@@ -342,82 +342,3 @@ def _numbers_table(episode: LeRobotEpisode, index: int, rate_hz: float) -> pa.Ta
             'task_index': pa.array(np.zeros(n), pa.int64()),
         }
     )
-
-
-def _write_tasks(path: Path, tasks: Mapping[str, int]) -> None:
-    """A pandas frame whose index is the text, as lerobot expects it, without pandas."""
-    table = pa.table({'task_index': list(tasks.values()), '__index_level_0__': list(tasks)})
-    pandas = {
-        'index_columns': ['__index_level_0__'],
-        'column_indexes': [
-            {
-                'name': None,
-                'field_name': None,
-                'pandas_type': 'unicode',
-                'numpy_type': 'object',
-                'metadata': {'encoding': 'UTF-8'},
-            }
-        ],
-        'columns': [
-            {
-                'name': 'task_index',
-                'field_name': 'task_index',
-                'pandas_type': 'int64',
-                'numpy_type': 'int64',
-                'metadata': None,
-            },
-            {
-                'name': None,
-                'field_name': '__index_level_0__',
-                'pandas_type': 'unicode',
-                'numpy_type': 'object',
-                'metadata': None,
-            },
-        ],
-        'creator': {'library': 'pyarrow', 'version': pa.__version__},
-        'pandas_version': '2.0.0',
-    }
-    pq.write_table(table.replace_schema_metadata({'pandas': json.dumps(pandas)}), path)
-
-
-def _video_feature(height: int, width: int, fps: float, codec: str) -> dict[str, Any]:
-    names = {'libx264': 'h264', 'libsvtav1': 'av1'}
-    return {
-        'dtype': 'video',
-        'shape': [height, width, 3],
-        'names': ['height', 'width', 'channels'],
-        'info': {
-            'video.height': height,
-            'video.width': width,
-            'video.codec': names.get(codec, codec),
-            'video.pix_fmt': 'yuv420p',
-            'video.is_depth_map': False,
-            'video.fps': fps,
-            'video.channels': 3,
-            'has_audio': False,
-        },
-    }
-
-
-def _number_stats(values: FloatArray) -> dict[str, Any]:
-    stats = {
-        'min': values.min(axis=0),
-        'max': values.max(axis=0),
-        'mean': values.mean(axis=0),
-        'std': values.std(axis=0),
-        **{name: np.quantile(values, q, axis=0) for name, q in QUANTILES.items()},
-    }
-    return {**{k: v.tolist() for k, v in stats.items()}, 'count': [len(values)]}
-
-
-def _pixel_stats(sums: list[dict[str, Any]]) -> dict[str, Any]:
-    count = sum(s['count'] for s in sums)
-    mean = np.sum([s['sum'] for s in sums], axis=0) / count
-    square = np.sum([s['squares'] for s in sums], axis=0) / count
-    stats = {
-        'min': np.min([s['low'] for s in sums], axis=0),
-        'max': np.max([s['high'] for s in sums], axis=0),
-        'mean': mean,
-        'std': np.sqrt(np.maximum(square - mean**2, 0.0)),
-    }
-    return {**{k: v.reshape(3, 1, 1).tolist() for k, v in stats.items()}, 'count': [count]}

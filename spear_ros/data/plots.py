@@ -33,7 +33,7 @@ def plot_dataset(
     _grippers(axes[0, 3], numbers)
     for panel, (a, b) in zip(axes[1, :3], ((0, 1), (0, 2), (1, 2)), strict=True):
         if len(places):
-            panel.plot(places[:, a], places[:, b], '.', ms=2, alpha=0.3)
+            panel.plot(places[:, a], places[:, b], '.', ms=3, alpha=0.5)
         panel.set(
             title=f'position {AXES[a]}{AXES[b]}',
             xlabel=f'{AXES[a]}, m',

@@ -12,6 +12,7 @@ of the CRC), about a hundred times faster than a loop over bytes.
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -189,25 +190,26 @@ class Example:
     def bytes_list(self, name: str) -> list[memoryview]:
         """Values of a bytes feature; views into the record, nothing is copied."""
         kind, content = self._get(name, 1, 'bytes')
-        return [v for field, v in _messages(content) if field == 1] if kind else []
+        with _damage(name):
+            return [v for field, v in _messages(content) if field == 1] if kind else []
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """Values of a float feature, flat."""
         kind, content = self._get(name, 2, 'float')
         if not kind:
             return np.zeros(0, np.float32)
-        return np.concatenate(
-            [np.zeros(0, np.float32), *(np.frombuffer(v, '<f4') for _, v in _packed(content, 5))]
-        )
+        with _damage(name):
+            runs = [np.frombuffer(v, '<f4') for _, v in _packed(content, 5)]
+        return np.concatenate([np.zeros(0, np.float32), *runs])
 
     def ints(self, name: str) -> NDArray[np.int64]:
         """Values of an int64 feature (bools too), flat."""
         kind, content = self._get(name, 3, 'int64')
         if not kind:
             return np.zeros(0, np.int64)
-        return np.concatenate(
-            [np.zeros(0, np.int64), *(_decode_varints(v) for _, v in _packed(content, 0))]
-        )
+        with _damage(name):
+            runs = [_decode_varints(v) for _, v in _packed(content, 0)]
+        return np.concatenate([np.zeros(0, np.int64), *runs])
 
     def kind(self, name: str) -> str:
         """``bytes``, ``float``, ``int64`` or ``empty``."""
@@ -220,6 +222,14 @@ class Example:
         if found[0] not in (0, kind):
             raise UserError(f'feature "{name}" holds {self.kind(name)} values, expected {label}.')
         return found
+
+
+@contextmanager
+def _damage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (IndexError, ValueError) as error:
+        raise UserError(f'feature "{name}" is damaged ({error}).') from None
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -275,6 +285,8 @@ def _decode_varints(data: memoryview) -> NDArray[np.int64]:
     if not len(raw) or raw.max() < 0x80:
         return raw.astype(np.int64)
     ends = np.flatnonzero(raw < 0x80)
+    if not len(ends) or ends[-1] != len(raw) - 1:
+        raise ValueError('a varint is cut off')
     starts = np.concatenate([[0], ends[:-1] + 1])
     values = np.zeros(len(ends), np.uint64)
     for k in range(int((ends - starts).max()) + 1):

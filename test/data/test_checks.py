@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+
+from spear_ros.core.errors import UserError
+from spear_ros.core.types import NormStats
+from spear_ros.data.checks import check_dataset, format_reports
+from spear_ros.data.episodes import EncodedFrames, PoseTrack, ValueTrack
+from spear_ros.data.plots import plot_dataset
+from spear_ros.data.resampling import ResampleSettings, resample
+from spear_ros.data.samples import PictureSettings, samples_of
+from spear_ros.data.shard_writer import ShardWriter
+from spear_ros.data.shards import DatasetCard, ShardDataset
+from spear_ros.data.statistics import sample_rows
+from spear_ros.processing.embodiments import default_action_specs
+
+
+@pytest.fixture
+def shards(tmp_path):
+    def write(episodes):
+        card = DatasetCard(
+            name='demo',
+            spec=default_action_specs()['widowx_bridge'],
+            label='reached',
+            pictures=PictureSettings(),
+            source='x',
+        )
+        writer = ShardWriter(tmp_path / 'data', card)
+        for episode in episodes:
+            steps = resample(episode, ResampleSettings())
+            writer.add_episode(episode.key, samples_of(episode, steps, PictureSettings()))
+        writer.close()
+        return ShardDataset(tmp_path / 'data')
+
+    return write
+
+
+def texts(report, severity=None):
+    return [f.text for f in report.findings if severity in (None, f.severity)]
+
+
+def test_good_data_has_no_errors(shards, make_episode):
+    data = shards([make_episode(f'e{i}', seed=i) for i in range(6)])
+    report = check_dataset(data)
+    assert texts(report, 'error') == []
+    assert report.samples == 120
+    assert report.episodes == 6
+    assert report.instructions == 6
+    assert report.gripper_follows > 0.2
+    assert report.padded == pytest.approx((1 + 2 + 3 + 4) / (5 * 20))
+    assert report.picture_sizes == {'64x48': 8}
+    assert report.hours == pytest.approx(120 * 0.2 / 3600)
+
+
+def test_a_flipped_gripper_is_an_error(shards, make_episode):
+    episodes = []
+    for i in range(6):
+        episode = make_episode(f'e{i}', seed=i)
+        state = ValueTrack(stamps_ns=episode.gripper.stamps_ns, values=1 - episode.gripper.values)
+        episodes.append(make_episode(f'e{i}', seed=i, gripper=state))
+    report = check_dataset(shards(episodes))
+    assert report.gripper_follows < -0.2
+    assert any('swap open and closed' in t for t in texts(report, 'error'))
+
+
+def test_a_wrong_unit_shows_as_jumps(shards, make_episode):
+    episode = make_episode('mm')
+    track = episode.reached
+    track = PoseTrack(stamps_ns=track.stamps_ns, p=1000 * track.p, q=track.q)
+    report = check_dataset(shards([make_episode('mm', reached=track)]))
+    assert report.jumps > 10
+    assert any('wrong unit' in t for t in texts(report, 'error'))
+
+
+def test_axes_that_never_move_are_named(shards, make_episode):
+    episode = make_episode('flat')
+    p = episode.reached.p.copy()
+    p[:, 2] = 0.1
+    q = np.tile([1.0, 0, 0, 0], (len(p), 1))
+    track = PoseTrack(stamps_ns=episode.reached.stamps_ns, p=p, q=q)
+    report = check_dataset(shards([make_episode('flat', reached=track)]))
+    assert 'translation z is nearly constant' in texts(report)
+    assert not any('translation x' in t for t in texts(report))
+    assert sum('rotation about' in t for t in texts(report)) == 3
+
+
+def test_statistics_of_other_data_show_as_shares_outside(shards, make_episode):
+    data = shards([make_episode('e')])
+    wide = NormStats(
+        kind='quantile',
+        translation_low=(-1, -1, -1),
+        translation_high=(1, 1, 1),
+        position_low=(0.9, -1, -1),
+        position_high=(1.0, 1, 1),
+    )
+    report = check_dataset(data, wide)
+    assert report.outside[0].max() == 0.0
+    assert report.outside[1, 0] == 1.0
+    assert any('100.0 % of position x' in t for t in texts(report))
+
+
+def test_missing_texts_small_pictures_and_a_still_arm_are_named(shards, make_episode, jpeg):
+    episode = make_episode('e', instruction='')
+    still = PoseTrack(
+        stamps_ns=episode.reached.stamps_ns,
+        p=np.full((21, 3), 0.3),
+        q=np.tile([1.0, 0, 0, 0], (21, 1)),
+    )
+    open_hand = ValueTrack(stamps_ns=episode.reached.stamps_ns, values=np.ones(21))
+    tiny = EncodedFrames(episode.reached.stamps_ns, [jpeg(0, 48, 64)] * 21)
+    report = check_dataset(
+        shards(
+            [
+                make_episode(
+                    'e',
+                    instruction='',
+                    reached=still,
+                    gripper=open_hand,
+                    gripper_command=None,
+                    cameras={'external': tiny},
+                )
+            ]
+        )
+    )
+    found = ' | '.join(texts(report))
+    for part in ('100.0 % of the samples have no text', 'as small as 64x48', 'never switched'):
+        assert part in found
+    assert '100 % of the chunks stand still' in found
+
+
+def test_nan_is_refused(shards, make_episode, monkeypatch):
+    data = shards([make_episode('e')])
+    monkeypatch.setattr(data, 'numbers', lambda s, i: np.full((6, 9), np.nan))
+    with pytest.raises(UserError, match='not finite'):
+        check_dataset(data)
+
+
+def test_the_table_shows_every_data_set_and_finding(shards, make_episode):
+    report = check_dataset(shards([make_episode('e')]))
+    text = format_reports([report])
+    assert text.splitlines()[2].startswith('demo ')
+    assert all(f.text in text for f in report.findings)
+
+
+def test_plots_are_written(shards, make_episode, tmp_path):
+    data = shards([make_episode('e')])
+    path = plot_dataset('demo', sample_rows(data, 100, 0), data.card.spec, None, tmp_path / 'plots')
+    assert path.read_bytes().startswith(b'\x89PNG')
+    assert path.stat().st_size > 20_000
