@@ -28,7 +28,7 @@ class View:
 
 EXTERNAL_VIEWS = {
     # DROID: a stereo camera on a stand beside the table, seeing arm and workspace from the side.
-    'franka': View((1.00, 0.54, 0.58), (0.47, 0.0, 0.17), 46.0),
+    'franka': View((0.95, 0.50, 0.60), (0.51, 0.015, 0.115), 46.0),
     # Bridge: fixed over the shoulder, looking down at the table.
     'widowx': View((-0.02, 0.36, 0.46), (0.28, 0.0, 0.04), 45.0),
 }
