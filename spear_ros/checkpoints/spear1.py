@@ -122,7 +122,7 @@ def save_checkpoint(
         state: a state dict (raw or the moving average: say which in ``contents.ema``), or a source
             that produces its tensors one at a time.
         dtype: type of the weights on disk; None keeps each tensor's own.
-        overwrite: replace an existing checkpoint; other folders are never replaced.
+        overwrite: replace a checkpoint that is there; other folders are never replaced.
         max_shard_bytes: larger weights are split.
 
     Raises:
@@ -144,9 +144,7 @@ def save_checkpoint(
         building.chmod(0o755)
         files = write_sharded(building, WEIGHTS, layout, produce, max_shard_bytes)
         checkpoint_id = _write_rest(building, contents, files)
-        if folder.exists():
-            shutil.rmtree(folder)
-        building.rename(folder)
+        _put_in_place(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -268,41 +266,15 @@ def open_weights(folder: Path, config: CheckpointConfig) -> TensorFiles:
     return files
 
 
-def verify_checkpoint(folder: Path | str) -> CheckpointConfig:
-    """Check every byte: all hashes, names, shapes, and that every weight is a finite number.
-
-    Raises:
-        UserError: the first fault found.
-    """
-    folder = Path(folder)
-    config = read_config(folder)
-    read_norm_stats(folder)
-    files = open_weights(folder, config)
-    check_finite(files)
-    for name, expected in config.files.items():
-        found = file_sha256(folder / name)
-        if found != expected:
-            raise UserError(
-                f'{folder / name}: SHA-256 is {found[:12]}... and {CONFIG} says '
-                f'{expected[:12]}...; the file was changed or damaged, copy the checkpoint again.'
-            )
-    return config
-
-
-def check_finite(files: TensorFiles) -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        UserError: names the first such tensor and how many of its numbers are not finite.
-    """
-    for name, entry in files.entries.items():
-        tensor = files.get(name)
-        if entry.dtype.is_floating_point and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise UserError(
-                f'{entry.file}: {bad} of {tensor.numel()} numbers of "{name}" are NaN or infinite; '
-                'training diverged or the file is damaged, take another checkpoint.'
-            )
+def _put_in_place(building: Path, folder: Path) -> None:
+    """Rename the finished folder; an old one gives way whole and is deleted afterwards."""
+    if not folder.exists():
+        building.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.old.', dir=folder.parent))
+    folder.rename(old / folder.name)
+    building.rename(folder)
+    shutil.rmtree(old)
 
 
 def _own_report(source: TensorSource, shapes: Mapping[str, Shape]) -> KeyReport:
@@ -312,7 +284,7 @@ def _own_report(source: TensorSource, shapes: Mapping[str, Shape]) -> KeyReport:
 def _check_destination(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
-    if not folder.is_dir() or not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f'{folder}: exists and is no checkpoint; choose another folder.')
     if not overwrite:
         raise UserError(f'{folder}: a checkpoint is already there; choose another folder.')

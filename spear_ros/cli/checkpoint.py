@@ -98,14 +98,9 @@ def _inspect_foreign(files: object, args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from spear_ros.checkpoints.spear1 import (
-        TOKENIZER,
-        check_finite,
-        describe_checkpoint,
-        read_norm_stats,
-        verify_checkpoint,
-    )
+    from spear_ros.checkpoints.spear1 import TOKENIZER, describe_checkpoint, read_norm_stats
     from spear_ros.checkpoints.tensor_files import TensorFiles
+    from spear_ros.checkpoints.verification import check_finite, verify_checkpoint
     from spear_ros.processing.embodiments import check_action_spec
     from spear_ros.processing.normalization import check_norm_stats
     from spear_ros.processing.tokens import TextTokenizer

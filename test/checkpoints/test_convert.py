@@ -14,7 +14,8 @@ import torch
 
 from spear_ros.checkpoints.convert import FreshParts, convert_spear1, extend_embedding
 from spear_ros.checkpoints.moge import convert_moge, load_moge_model, open_moge, open_moge_pickle
-from spear_ros.checkpoints.spear1 import CheckpointContents, load_checkpoint, verify_checkpoint
+from spear_ros.checkpoints.spear1 import CheckpointContents, load_checkpoint
+from spear_ros.checkpoints.verification import verify_checkpoint
 from spear_ros.core.errors import UserError
 from spear_ros.networks.spear1 import Spear1Config
 from spear_ros.processing.embodiments import default_action_specs, default_norm_stats

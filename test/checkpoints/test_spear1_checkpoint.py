@@ -21,9 +21,9 @@ from spear_ros.checkpoints.spear1 import (
     load_checkpoint,
     model_shapes,
     save_checkpoint,
-    verify_checkpoint,
 )
 from spear_ros.checkpoints.tensor_files import file_sha256
+from spear_ros.checkpoints.verification import verify_checkpoint
 from spear_ros.core.errors import UserError
 from spear_ros.networks.spear1 import Spear1, Spear1Config
 from spear_ros.processing.embodiments import default_action_specs, default_norm_stats

@@ -196,6 +196,34 @@ def test_the_gripper_is_binary_at_the_threshold_of_the_spec():
 
 
 @pytest.mark.parametrize('spec', ALL_SPECS, ids=lambda s: f'{s.embodiment}-{s.relative_to}')
+@given(seed=st.integers(0, 2**32 - 1), signs=st.lists(st.booleans(), min_size=6, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_a_rotation_and_its_double_give_the_same_action(spec, seed, signs):
+    anchor, targets = random_motion(seed)
+    sign = np.where(signs, -1.0, 1.0)
+    doubled = targets._replace(q=targets.q * sign[:5, None])
+    a = encode_actions(targets, anchor, spec, STATS)
+    b = encode_actions(doubled, Pose(anchor.p, anchor.q * sign[5]), spec, STATS)
+    np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize('spec', ALL_SPECS, ids=lambda s: f'{s.embodiment}-{s.relative_to}')
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_another_base_frame_turns_translations_and_leaves_rotations(spec, seed):
+    anchor, targets = random_motion(seed)
+    g, shift = quat_exp(np.random.default_rng(seed).uniform(-2, 2, 3)), np.array([1.0, -2, 3])
+    R = quat_to_matrix(g)
+    moved = targets._replace(p=targets.p @ R.T + shift, q=quat_multiply(g, targets.q))
+    moved_anchor = Pose(R @ anchor.p + shift, quat_multiply(g, anchor.q))
+    stats = replace(STATS, kind='mean_std', translation_low=(0,) * 3, translation_high=(1,) * 3)
+    a = encode_actions(targets, anchor, spec, stats)
+    b = encode_actions(moved, moved_anchor, spec, stats)
+    np.testing.assert_allclose(b[:, :3], a[:, :3] @ R.T, atol=1e-9)
+    np.testing.assert_allclose(b[:, 3:], a[:, 3:], atol=1e-9)
+
+
+@pytest.mark.parametrize('spec', ALL_SPECS, ids=lambda s: f'{s.embodiment}-{s.relative_to}')
 def test_a_committed_prefix_is_encoded_as_the_first_knots_of_the_whole(spec):
     anchor, targets = random_motion(9)
     whole = encode_actions(targets, anchor, spec, STATS)
