@@ -15,6 +15,7 @@ from typing import Protocol
 from spear_ros.runtime.executor_types import Command
 
 _RT_PRIORITY = 40
+_RT_PRIORITY_OTHERS = 20
 _NICE = -10
 _SWITCH_INTERVAL_S = 0.0005
 """With Python's default of 5 ms, a callback that computes delays a 10 ms control period by half."""
@@ -36,6 +37,7 @@ class ControlLoop:
         send: publishes a command.
         rate_hz: control rate.
         after_tick: called after every period, in the control thread; must not block.
+        realtime: ask the scheduler for priority; false for measurements without it.
     """
 
     def __init__(
@@ -44,12 +46,15 @@ class ControlLoop:
         send: Callable[[Command], None],
         rate_hz: float,
         after_tick: Callable[[], None],
+        *,
+        realtime: bool = True,
     ) -> None:
         self._executor, self._send, self._after = executor, send, after_tick
         self._period_s = 1.0 / rate_hz
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name='control', daemon=True)
-        self.priority = ''
+        self._ask_realtime = realtime
+        self.priority = 'ordinary priority, as asked for'
         """What the scheduler granted; a sentence when it is less than asked for."""
         self.realtime = False
         self.failure = ''
@@ -58,6 +63,8 @@ class ControlLoop:
     def start(self) -> None:
         """Start the thread."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        if self._ask_realtime:
+            raise_process_priority()
         self._thread.start()
 
     def stop(self) -> None:
@@ -67,7 +74,8 @@ class ControlLoop:
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        self.realtime, self.priority = raise_priority()
+        if self._ask_realtime:
+            self.realtime, self.priority = raise_priority(CONTROL_PRIORITY)
         deadline = time.monotonic()
         while not self._stop.is_set():
             try:
@@ -87,14 +95,38 @@ class ControlLoop:
                 deadline = time.monotonic()  # the executor sees the gap by itself (CONTROL_GAP)
 
 
-def raise_priority() -> tuple[bool, str]:
-    """Ask for SCHED_RR, then for nice -10, for the calling thread; say what was granted."""
+def raise_process_priority() -> None:
+    """Give every thread of this process real-time priority below the control thread, if allowed.
+
+    A joint state or a stop request that waits behind somebody else's computation, in the receiving
+    thread of the middleware or in the node's executor, is as late as a late command.
+    """
+    for thread in os.listdir('/proc/self/task'):
+        try:
+            os.sched_setscheduler(int(thread), os.SCHED_RR, os.sched_param(_RT_PRIORITY_OTHERS))
+        except (OSError, AttributeError):
+            return  # the control thread says what is missing
+
+
+def prepare_process() -> None:
+    """Raise the process, before it starts any thread, and let its threads alternate quickly."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    raise_priority(PROCESS_PRIORITY)
+
+
+def raise_priority(level: int) -> tuple[bool, str]:
+    """Ask for SCHED_RR ``level``, then for nice -10, for the calling thread; say what was granted.
+
+    Threads that it starts later inherit it. The whole process is raised, not only the control
+    thread: a callback that holds Python's interpreter lock while an ordinary process of somebody
+    else takes its core would keep the control thread waiting for both.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_RT_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(level))
     except (OSError, AttributeError):
         pass
     else:
-        return True, f'SCHED_RR {_RT_PRIORITY}'
+        return True, f'SCHED_RR {level}'
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     except (OSError, AttributeError):

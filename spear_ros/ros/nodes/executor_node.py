@@ -22,7 +22,7 @@ from spear_ros.core.reasons import SILENT_REASONS, Reason
 from spear_ros.robots.registry import get_robot
 from spear_ros.ros import qos
 from spear_ros.ros.config import WiringParameters, robot_config
-from spear_ros.ros.control_loop import ControlLoop
+from spear_ros.ros.control_loop import ControlLoop, prepare_process
 from spear_ros.ros.conversions import (
     chunk_from_msg,
     executor_status_to_msg,
@@ -60,6 +60,9 @@ class ExecutorParameters:
     safety: str = field(
         default='', metadata={'description': 'YAML of limits instead of config/safety/<family>'}
     )
+    realtime: bool = field(
+        default=True, metadata={'description': 'ask for SCHED_RR, then nice -10'}
+    )
     require_policy: bool = field(
         default=True, metadata={'description': 'false: arm without a policy, to home and jog'}
     )
@@ -73,6 +76,7 @@ class ExecutorNode(AutostartNode):
         wiring = declare_parameters(self, WiringParameters)
         parameters = declare_parameters(self, ExecutorParameters)
         self._config = robot_config(wiring)
+        self._realtime = parameters.realtime
         self._spec = get_robot(self._config.model, self._config.gripper)
         limits = load_limits(self._spec, Path(parameters.safety) if parameters.safety else None)
         self._executor = Executor(
@@ -110,7 +114,11 @@ class ExecutorNode(AutostartNode):
         """Set the robot's driver up and start the control thread."""
         self._driver.activate()
         self._loop = ControlLoop(
-            self._executor, self._driver.send, self._spec.control_rate_hz, self._after_tick
+            self._executor,
+            self._driver.send,
+            self._spec.control_rate_hz,
+            self._after_tick,
+            realtime=self._realtime,
         )
         gc.collect()
         gc.freeze()  # what lives now lives for ever: spare the control thread its collection
@@ -258,6 +266,8 @@ class ExecutorNode(AutostartNode):
         loop = self._loop
         if loop is None:
             return [executor, driver]
+        if not loop.realtime:
+            self.get_logger().warning(loop.priority, once=True)
         level = OK if loop.realtime else WARN
         return [executor, driver, Diagnosis('control thread', level, loop.priority)]
 
@@ -267,6 +277,7 @@ class ExecutorNode(AutostartNode):
 
 def main(args: list[str] | None = None) -> int:
     """Entry point."""
+    prepare_process()
     return run_node(ExecutorNode, args)
 
 
