@@ -9,7 +9,7 @@ import numpy as np
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.geometry import pose_parts
-from spear_ros.core.types import EXTERNAL, WRIST, FloatArray, ImageArray
+from spear_ros.core.types import EXTERNAL, WRIST, ImageArray
 from spear_ros.data.bags import BagReader, BagSample, Progress
 from spear_ros.data.conventions import command_from_motion
 from spear_ros.data.episodes import (
@@ -21,6 +21,7 @@ from spear_ros.data.episodes import (
     ValueTrack,
     check_episode,
 )
+from spear_ros.data.resampling import BoolArray
 from spear_ros.data.topic_map import ARM, COMMAND, GRIPPER, INSTRUCTION, TopicMap
 from spear_ros.processing.embodiments import default_action_specs
 from spear_ros.robots.kinematics import forward
@@ -106,8 +107,7 @@ def _collect(samples: Iterator[BagSample]) -> dict[str, _Stream]:
         elif sample.encoded is not None:
             stream.add(sample.stamp_ns, sample.encoded)
         elif sample.stream in (EXTERNAL, WRIST):
-            assert isinstance(sample.value, np.ndarray)
-            stream.add(sample.stamp_ns, _pack(sample.value))
+            stream.add(sample.stamp_ns, _pack(np.asarray(sample.value, np.uint8)))
         else:
             stream.add(sample.stamp_ns, sample.value)
     return streams
@@ -161,7 +161,7 @@ def _instructions(stream: _Stream | None, topic_map: TopicMap) -> list[tuple[int
     return [(s, e, str(texts[i])) for s, e, i in zip(starts, ends, changes, strict=True)]
 
 
-def _inside(stamps: IntArray, start: int, end: int) -> FloatArray:
+def _inside(stamps: IntArray, start: int, end: int) -> BoolArray:
     return (stamps >= start) & (stamps < end)
 
 

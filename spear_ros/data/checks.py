@@ -7,6 +7,7 @@ metadata says, steps that no arm can make, instructions that are empty.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def _outside(values: FloatArray, stats: NormStats | None, which: str) -> FloatAr
     return np.mean((values < low) | (values > high), axis=0)
 
 
-def _gripper_figures(numbers: FloatArray) -> dict[str, float]:
+def _gripper_figures(numbers: FloatArray) -> dict[str, Any]:
     valid = numbers[:, TARGETS, VALID] > 0.5
     command = numbers[:, TARGETS, GRIPPER]
     shown = command[valid]

@@ -50,7 +50,7 @@ def decode_image_bytes(blob: bytes | memoryview, where: str) -> ImageArray:
             f'{where}: {len(blob)} bytes are not a readable picture; '
             'convert the recording again, or exclude this episode.'
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 class EncodedFrames:

@@ -59,7 +59,7 @@ def load_sample(
 ) -> DecodedSample:
     """Read and decode one sample; UserError naming shard and key where it is damaged."""
     dataset = datasets[address.dataset]
-    sample = dataset.sample(address.shard, address.index)
+    sample = dataset.sample(address.shard, address.row)
     where = f'{dataset.shards[address.shard].path}: {sample.key}'
     external = resize_cover(
         decode_image_bytes(sample.external, f'{where} external'), settings.external_size
@@ -76,7 +76,8 @@ def resize_cover(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """Centre-crop to the ratio of ``size`` (rows, columns) and scale, up too; never stretched."""
     image = shrink(image, size, 'crop')
     if image.shape[:2] != size:
-        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        grown = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(grown, np.uint8)
     return image
 
 

@@ -101,7 +101,7 @@ def without_missing(mixture: Mixture, present: set[str]) -> tuple[Mixture, list[
 
 def mixture_hash(mixture: Mixture, datasets: Mapping[str, ShardDataset]) -> str:
     """Twelve hex digits of what is drawn from and how; ties statistics and runs to the data."""
-    lines = [mixture.weight_is]
+    lines: list[str] = [mixture.weight_is]
     for part in sorted(mixture.parts, key=lambda p: p.dataset):
         lines.append(f'{part.dataset} {part.weight!r} {datasets[part.dataset].content_hash}')
     return sha256('\n'.join(lines).encode()).hexdigest()[:12]
@@ -156,8 +156,16 @@ class Address(NamedTuple):
 
     dataset: str
     shard: int
-    index: int
+    row: int
     seed: int
+
+
+def _check_enough(names: list[str], sizes: Mapping[str, int], stream: StreamId) -> None:
+    for name in names:
+        if sizes[name] < stream.count:
+            raise UserError(
+                f'{name} has {sizes[name]} samples for {stream.count} streams; use fewer workers.'
+            )
 
 
 class _Cursor:
@@ -264,17 +272,10 @@ class MixtureSampler:
         self.stream = stream or StreamId()
         self.drawn = 0
         self._seed = seed
-        sizes = {
-            p.dataset: len(datasets[p.dataset]) for p in mixture.parts if p.dataset in datasets
-        }
+        sizes = {name: len(dataset) for name, dataset in datasets.items()}
         self.probabilities = probabilities(mixture, sizes)
         self._names = list(self.probabilities)
-        for name in self._names:
-            if sizes[name] < self.stream.count:
-                raise UserError(
-                    f'{name} has {sizes[name]} samples for {self.stream.count} streams; '
-                    'use fewer workers.'
-                )
+        _check_enough(self._names, sizes, self.stream)
         self._edges = np.cumsum(list(self.probabilities.values()))
         self._rng = np.random.default_rng([seed, 0x5BEA2, self.stream.index, self.stream.count])
         self._cursors = {

@@ -59,7 +59,7 @@ def _limits(panel: plt.Axes, stats: NormStats | None, which: str, axis: int) -> 
 
 def _grippers(panel: plt.Axes, numbers: FloatArray) -> None:
     valid = numbers[:, TARGETS, VALID] > 0.5
-    edges = np.linspace(0, 1, 21)
+    edges = np.linspace(0, 1, 21).tolist()
     panel.hist(
         [numbers[:, 0, GRIPPER], numbers[:, TARGETS, GRIPPER][valid]],
         bins=edges,

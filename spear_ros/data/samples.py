@@ -174,7 +174,7 @@ def restore_aspect(image: ImageArray, aspect: float) -> ImageArray:
     )
     if size == (width, height):
         return image
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def shrink(image: ImageArray, bound: tuple[int, int], fit: str) -> ImageArray:
@@ -183,7 +183,7 @@ def shrink(image: ImageArray, bound: tuple[int, int], fit: str) -> ImageArray:
     window = image[top : top + height, left : left + width]
     if (height, width) == size:
         return window
-    return cv2.resize(window, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(window, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _target_size(

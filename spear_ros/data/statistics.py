@@ -87,7 +87,9 @@ def collect(
 ) -> MixtureNumbers:
     """Gather weighted rows of a mixture, at most ``limit`` samples of each data set."""
     chances = probabilities(mixture, {name: len(d) for name, d in datasets.items()})
-    deltas, places, counted = [], [], {}
+    deltas: list[tuple[FloatArray, FloatArray]] = []
+    places: list[tuple[FloatArray, FloatArray]] = []
+    counted: dict[str, int] = {}
     for name, chance in chances.items():
         numbers = sample_rows(datasets[name], limit, seed)
         counted[name] = len(numbers)

@@ -74,10 +74,10 @@ def crc32c(data: bytes | memoryview) -> int:
     """CRC-32C of ``data`` (RFC 3720); ``crc32c(b'123456789') == 0xE3069283``."""
     if len(data) < 64:
         table = _slicing_tables()[0]
-        state = 0xFFFFFFFF
+        short = 0xFFFFFFFF
         for byte in bytes(data):
-            state = (state >> 8) ^ int(table[(state ^ byte) & 0xFF])
-        return state ^ 0xFFFFFFFF
+            short = (short >> 8) ^ int(table[(short ^ byte) & 0xFF])
+        return short ^ 0xFFFFFFFF
     # Zero bytes in front of a zero state change nothing, so pad there and start from state zero;
     # the initial state of all ones is the same as inverting the first four bytes.
     pad = -len(data) % _LANE_BYTES

@@ -41,7 +41,7 @@ class VideoReader:
                 f'{self.path}: no frame at {time_s:.3f} s (tolerance {tolerance:.3f} s); '
                 'the video is shorter than the episode table says.'
             )
-        return frame.to_ndarray(format='rgb24')
+        return np.asarray(frame.to_ndarray(format='rgb24'), np.uint8)
 
     def close(self) -> None:
         """Release the file."""
@@ -93,29 +93,33 @@ class VideoWriter:
             UserError: another size than the first frame, or odd sides.
         """
         height, width = image.shape[:2]
-        if self._stream is None:
-            if height % 2 or width % 2:
-                raise UserError(f'{self.path}: {width} x {height} pixels; video needs even sides.')
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self.path), 'w')
-            stream = self._container.add_stream(self._codec, rate=self._fps)
-            stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
-            # Every second frame is a key frame: training jumps about, and a long group of pictures
-            # would have to be decoded for each jump.
-            stream.gop_size = 2
-            stream.options = {'crf': '18', 'g': '2'}
-            self._stream = stream
+        stream = self._stream or self._open(height, width)
         assert self._container is not None
-        if (self._stream.height, self._stream.width) != (height, width):
+        if (stream.height, stream.width) != (height, width):
             raise UserError(
                 f'{self.path}: frame {self.count} has {width} x {height} pixels, the first had '
-                f'{self._stream.width} x {self._stream.height}.'
+                f'{stream.width} x {stream.height}.'
             )
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
         frame.pts = self.count
         frame.time_base = 1 / self._fps
-        self._container.mux(self._stream.encode(frame))
+        self._container.mux(stream.encode(frame))
         self.count += 1
+
+    def _open(self, height: int, width: int) -> av.VideoStream:
+        if height % 2 or width % 2:
+            raise UserError(f'{self.path}: {width} x {height} pixels; video needs even sides.')
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(self.path), 'w')
+        stream = self._container.add_stream(self._codec, rate=self._fps)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+        # Every second frame is a key frame: training jumps about, and a long group of pictures
+        # would have to be decoded for each jump.
+        stream.gop_size = 2
+        stream.options = {'crf': '18', 'g': '2'}
+        self._stream = stream
+        return stream
 
     def close(self) -> None:
         """Flush and finish the file."""
