@@ -14,8 +14,8 @@ from typing import Protocol
 
 from spear_ros.runtime.executor_types import Command
 
-_RT_PRIORITY = 40
-_RT_PRIORITY_OTHERS = 20
+CONTROL_PRIORITY = 40
+PROCESS_PRIORITY = 20
 _NICE = -10
 _SWITCH_INTERVAL_S = 0.0005
 """With Python's default of 5 ms, a callback that computes delays a 10 ms control period by half."""
@@ -37,7 +37,6 @@ class ControlLoop:
         send: publishes a command.
         rate_hz: control rate.
         after_tick: called after every period, in the control thread; must not block.
-        realtime: ask the scheduler for priority; false for measurements without it.
     """
 
     def __init__(
@@ -46,14 +45,11 @@ class ControlLoop:
         send: Callable[[Command], None],
         rate_hz: float,
         after_tick: Callable[[], None],
-        *,
-        realtime: bool = True,
     ) -> None:
         self._executor, self._send, self._after = executor, send, after_tick
         self._period_s = 1.0 / rate_hz
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name='control', daemon=True)
-        self._ask_realtime = realtime
         self.priority = 'ordinary priority, as asked for'
         """What the scheduler granted; a sentence when it is less than asked for."""
         self.realtime = False
@@ -63,8 +59,6 @@ class ControlLoop:
     def start(self) -> None:
         """Start the thread."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        if self._ask_realtime:
-            raise_process_priority()
         self._thread.start()
 
     def stop(self) -> None:
@@ -74,7 +68,7 @@ class ControlLoop:
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        if self._ask_realtime:
+        if realtime_wanted():
             self.realtime, self.priority = raise_priority(CONTROL_PRIORITY)
         deadline = time.monotonic()
         while not self._stop.is_set():
@@ -95,23 +89,19 @@ class ControlLoop:
                 deadline = time.monotonic()  # the executor sees the gap by itself (CONTROL_GAP)
 
 
-def raise_process_priority() -> None:
-    """Give every thread of this process real-time priority below the control thread, if allowed.
-
-    A joint state or a stop request that waits behind somebody else's computation, in the receiving
-    thread of the middleware or in the node's executor, is as late as a late command.
-    """
-    for thread in os.listdir('/proc/self/task'):
-        try:
-            os.sched_setscheduler(int(thread), os.SCHED_RR, os.sched_param(_RT_PRIORITY_OTHERS))
-        except (OSError, AttributeError):
-            return  # the control thread says what is missing
-
-
 def prepare_process() -> None:
-    """Raise the process, before it starts any thread, and let its threads alternate quickly."""
+    """Raise the process, before it starts any thread, and let its threads alternate quickly.
+
+    ``SPEAR_REALTIME=0`` in the environment leaves the priority alone, for measurements without it.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    raise_priority(PROCESS_PRIORITY)
+    if realtime_wanted():
+        raise_priority(PROCESS_PRIORITY)
+
+
+def realtime_wanted() -> bool:
+    """Tell whether to ask the scheduler for priority: yes unless SPEAR_REALTIME=0."""
+    return os.environ.get('SPEAR_REALTIME', '1') != '0'
 
 
 def raise_priority(level: int) -> tuple[bool, str]:

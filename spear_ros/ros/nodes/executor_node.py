@@ -60,9 +60,6 @@ class ExecutorParameters:
     safety: str = field(
         default='', metadata={'description': 'YAML of limits instead of config/safety/<family>'}
     )
-    realtime: bool = field(
-        default=True, metadata={'description': 'ask for SCHED_RR, then nice -10'}
-    )
     require_policy: bool = field(
         default=True, metadata={'description': 'false: arm without a policy, to home and jog'}
     )
@@ -76,7 +73,6 @@ class ExecutorNode(AutostartNode):
         wiring = declare_parameters(self, WiringParameters)
         parameters = declare_parameters(self, ExecutorParameters)
         self._config = robot_config(wiring)
-        self._realtime = parameters.realtime
         self._spec = get_robot(self._config.model, self._config.gripper)
         limits = load_limits(self._spec, Path(parameters.safety) if parameters.safety else None)
         self._executor = Executor(
@@ -118,7 +114,6 @@ class ExecutorNode(AutostartNode):
             self._driver.send,
             self._spec.control_rate_hz,
             self._after_tick,
-            realtime=self._realtime,
         )
         gc.collect()
         gc.freeze()  # what lives now lives for ever: spare the control thread its collection

@@ -13,7 +13,6 @@ from rclpy.node import Node
 from spear_ros.core.errors import UserError
 from spear_ros.robots.registry import get_robot
 from spear_ros.ros.config import RobotConfig, WiringParameters, robot_config
-from spear_ros.ros.control_loop import raise_priority
 from spear_ros.ros.diagnostics import ERROR, OK, WARN, Diagnosis, Diagnostics
 from spear_ros.ros.lifecycle import run_node
 from spear_ros.ros.parameters import declare_parameters
@@ -103,7 +102,6 @@ class SimRobotNode(Node):
         self._twin.close()
 
     def _run_physics(self) -> None:
-        raise_priority()  # a driver runs in real time; pictures and other processes must wait
         while not self._stop.is_set():
             self.world.step(self._substeps)
             self._twin.publish(self._now())
