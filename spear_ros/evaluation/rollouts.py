@@ -182,7 +182,8 @@ class _Watch:
         if now >= self._next_frame_ns:
             self._next_frame_ns = now + round(FRAME_PERIOD_S * 1e9)
             image = self._system.world.render(EXTERNAL)
-            self.frames.append(cv2.resize(image, FRAME_SIZE, interpolation=cv2.INTER_AREA))
+            small = cv2.resize(image, FRAME_SIZE, interpolation=cv2.INTER_AREA)
+            self.frames.append(np.asarray(small, np.uint8))
 
 
 def swapped(scene: Scene, seed: int) -> Task:

@@ -112,12 +112,15 @@ DEFAULT_GRIPPER = {'franka': 'franka_hand', 'widowx': 'widowx'}
 
 
 def get_gripper(robot: RobotSpec, name: str | None = None) -> GripperGeometry:
-    """Return the gripper ``name`` (or the robot family's default).
+    """Return the gripper ``name``, or the one that the robot's start pose belongs to.
 
     Raises:
         UserError: unknown, or made for another robot family.
     """
-    name = name or DEFAULT_GRIPPER.get(robot.family, '')
+    if name is None:
+        homes = robot.homes_rad.items()
+        mounted = [g for g, home in homes if tuple(home) == tuple(robot.q_home_rad)]
+        name = mounted[0] if mounted else DEFAULT_GRIPPER.get(robot.family, '')
     fitting = [g.name for g in GRIPPERS.values() if g.family == robot.family]
     if name not in fitting:
         raise UserError(

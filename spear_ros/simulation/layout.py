@@ -46,7 +46,7 @@ class Arena:
     """How far a pushed object must go to count."""
     scale: float
 
-    def holds(self, xy: Sequence[float], margin: float = 0.0) -> bool:
+    def holds(self, xy: Sequence[float] | FloatArray, margin: float = 0.0) -> bool:
         """Tell whether a point lies inside the arena grown by ``margin``."""
         return bool(
             self.x[0] - margin <= xy[0] <= self.x[1] + margin
@@ -232,8 +232,8 @@ def _draw_look(rng: np.random.Generator, n_objects: int, shifted: bool) -> Look:
     turn = {c: rng.uniform(-1, 1, 3) * np.deg2rad(1.5) for c in cameras}
     look = Look(
         table_style=int(rng.integers(TABLE_STYLES)),
-        wall_rgb=tuple(float(v) for v in rng.uniform(0.55, 0.9) + rng.uniform(-0.06, 0.06, 3)),
-        light_pos=tuple(float(v) for v in (rng.uniform(-0.3, 1.2), rng.uniform(-1, 1), 2.0)),
+        wall_rgb=_triple(rng.uniform(0.55, 0.9) + rng.uniform(-0.06, 0.06, 3)),
+        light_pos=(float(rng.uniform(-0.3, 1.2)), float(rng.uniform(-1, 1)), 2.0),
         light_level=float(rng.uniform(0.35, 0.65)),
         ambient=float(rng.uniform(0.30, 0.45)),
         tint=tuple(float(v) for v in rng.uniform(0.85, 1.1, n_objects)),
@@ -246,3 +246,7 @@ def _draw_look(rng: np.random.Generator, n_objects: int, shifted: bool) -> Look:
         shift['external'] = shift['external'] + 0.06 * side / np.linalg.norm(side)
         turn['external'] = turn['external'] + rng.choice([-1, 1], 3) * np.deg2rad([3.0, 3.0, 2.0])
     return look
+
+
+def _triple(values: FloatArray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])

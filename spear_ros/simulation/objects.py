@@ -5,6 +5,8 @@ one of them, each receptacle exists once, and what a scene does not use is parke
 collisions off. That keeps a reset under a millisecond and the renderer's context alive.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spear_ros.simulation.backend import mujoco
@@ -131,10 +133,12 @@ def _add_tray(spec: 'mujoco.MjSpec', body: 'mujoco.MjsBody', scale: float) -> No
     side, _, half = (h * scale for h in SHAPES['tray'].half_extents)
     floor = SHAPES['tray'].floor_m * scale
     wall = 0.004 * scale
-    boxes = [('floor', (side, side, floor / 2), (0, 0, -half + floor / 2))]
+    boxes: list[tuple[str, Sequence[float], Sequence[float]]] = [
+        ('floor', (side, side, floor / 2), (0, 0, -half + floor / 2))
+    ]
     for k, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
-        size = (wall if x else side, wall if y else side, half)
-        boxes.append((f'wall{k}', size, (x * (side - wall), y * (side - wall), 0)))
+        walls = (wall if x else side, wall if y else side, half)
+        boxes.append((f'wall{k}', walls, (x * (side - wall), y * (side - wall), 0)))
     for name, size, pos in boxes:
         _collide(
             body.add_geom(name=f'tray_{name}', type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=pos)

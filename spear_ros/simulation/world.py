@@ -67,7 +67,8 @@ class World:
 
     Args:
         robot: Joint tree and home pose (the one that belongs to the gripper) come from it.
-        gripper: ``franka_hand``, ``robotiq_2f85`` or ``widowx``; None = the family's default.
+        gripper: ``franka_hand``, ``robotiq_2f85`` or ``widowx``; None = the one that the robot's
+            start pose belongs to.
         seed: Of the camera noise.
         shadows: Prettier and three to six times slower pictures.
 

@@ -26,6 +26,11 @@ def test_a_gripper_that_does_not_fit_the_robot_is_refused():
     with pytest.raises(UserError, match='franka_hand, robotiq_2f85'):
         get_gripper(get_robot('fr3'), 'widowx')
     assert get_gripper(get_robot('wx250s')).name == 'widowx'
+    assert get_gripper(get_robot('fr3')).name == 'franka_hand'
+
+
+def test_without_a_name_the_gripper_of_the_start_pose_is_taken():
+    assert get_gripper(get_robot('fr3', 'robotiq_2f85')).name == 'robotiq_2f85'
 
 
 def test_openings_and_finger_positions_are_inverse():

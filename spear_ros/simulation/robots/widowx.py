@@ -75,8 +75,8 @@ def build(robot: RobotSpec, gripper: GripperGeometry) -> 'mujoco.MjSpec':
             add_mesh(spec, bodies[index], part)
     for index, joint in enumerate(robot.joints[1:], start=1):
         _add_link_capsule(bodies[index], joint.xyz, visible=robot.name != 'wx250s')
-    for joint, limit in zip(robot.joint_names, TORQUE_LIMIT_NM, strict=True):
-        add_force_actuator(spec, joint, limit)
+    for name, limit in zip(robot.joint_names, TORQUE_LIMIT_NM, strict=True):
+        add_force_actuator(spec, name, limit)
     _add_fingers(spec, robot, gripper, bodies[-1])
     return spec
 
