@@ -128,3 +128,11 @@ def raise_priority(level: int) -> tuple[bool, str]:
         f'nice {_NICE}: real-time priority was refused; allow it with "rtprio 99" for your user in '
         '/etc/security/limits.conf.'
     )
+
+
+def ordinary_priority() -> None:
+    """Give the calling thread, and those it will start, back to the ordinary scheduler."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except (OSError, AttributeError):
+        return

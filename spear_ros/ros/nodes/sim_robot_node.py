@@ -13,6 +13,7 @@ from rclpy.node import Node
 from spear_ros.core.errors import UserError
 from spear_ros.robots.registry import get_robot
 from spear_ros.ros.config import RobotConfig, WiringParameters, robot_config
+from spear_ros.ros.control_loop import ordinary_priority, prepare_process
 from spear_ros.ros.diagnostics import ERROR, OK, WARN, Diagnosis, Diagnostics
 from spear_ros.ros.lifecycle import run_node
 from spear_ros.ros.parameters import declare_parameters
@@ -109,6 +110,7 @@ class SimRobotNode(Node):
 
     def _run_cameras(self) -> None:
         assert self._cameras is not None
+        ordinary_priority()  # a picture may be late, a joint state may not
         try:
             self._cameras.run(self._stop)
         except UserError as error:
@@ -153,6 +155,7 @@ def make_twin(
 
 def main(args: list[str] | None = None) -> int:
     """Entry point."""
+    prepare_process()  # a real driver has a computer, or real-time priority, of its own
     return run_node(SimRobotNode, args)
 
 
