@@ -21,7 +21,7 @@ from spear_ros.robots.spec import RobotSpec
 from spear_ros.runtime.chunk_player import ChunkPlayer, PlayerSample, PlayerSettings
 from spear_ros.runtime.executor_types import Command
 from spear_ros.runtime.joint_motion import JointBrake, JointMove
-from spear_ros.runtime.safety import Rejection, SafetyGate, SafetyLimits, SentCommand
+from spear_ros.runtime.safety import GAP_PERIODS, Rejection, SafetyGate, SafetyLimits, SentCommand
 
 # Warm-started from the last period two steps suffice; a target that needs more is out of reach.
 _IK_ITERATIONS = 8
@@ -60,7 +60,9 @@ class CommandStage:
         self._period_ns = round(period_s * 1e9)
         self._chain = chain_of(robot)
         self._ik = InverseKinematics(robot, max_iterations=_IK_ITERATIONS)
-        self.player = ChunkPlayer(limits.nominal, PlayerSettings(gap_s=2.5 * period_s), speed_scale)
+        self.player = ChunkPlayer(
+            limits.nominal, PlayerSettings(gap_s=GAP_PERIODS * period_s), speed_scale
+        )
         self._deceleration = limits.nominal.joint_fraction * np.array(
             [j.acceleration_rad_s2 for j in robot.joints]
         )
@@ -189,6 +191,9 @@ class CommandStage:
             return result
         if self._source is Source.MOVE:
             assert self.move is not None
+            lost_ns = 0 if self.sent is None else now_ns - self.sent.stamp_ns - self._period_ns
+            if lost_ns > (GAP_PERIODS - 1.0) * self._period_ns:  # a gap is not caught up
+                self.move = replace(self.move, start_ns=self.move.start_ns + lost_ns)
             return self._exact(self.move.at(now_ns))
         if self._source is Source.JOINT_BRAKE:
             assert self._brake is not None
@@ -201,7 +206,9 @@ class CommandStage:
     def _commit(self, now_ns: int, result: IkResult) -> Command:
         last = self.sent
         dt = 0.0 if last is None else (now_ns - last.stamp_ns) * 1e-9
-        dq = (result.q_rad - last.q_rad) / dt if last is not None else np.zeros_like(result.q_rad)
+        dq = np.zeros_like(result.q_rad)
+        if last is not None:
+            dq = (result.q_rad - last.q_rad) / min(dt, GAP_PERIODS * 1e-9 * self._period_ns)
         self.sent = SentCommand(now_ns, result.links[-1], result.q_rad, dq, dt)
         return self._command(now_ns)
 

@@ -48,7 +48,7 @@ class ControlCycle:
         self.period_s = 1.0 / rate
         self.settings = settings
         self.machine = StateMachine()
-        self.gate = SafetyGate(robot, limits)
+        self.gate = SafetyGate(robot, limits, self.period_s)
         self.inputs = ExecutorInputs(robot, settings)
         self.intake = ChunkIntake()
         self.intake.pin_ids = settings.require_policy

@@ -25,6 +25,7 @@ from spear_ros.runtime.safety_limits import SafetyLimits, load_limits
 from spear_ros.runtime.safety_types import ChunkContext, Rejection, SentCommand, Verdict
 
 __all__ = [
+    'GAP_PERIODS',
     'ChunkContext',
     'Rejection',
     'SafetyGate',
@@ -36,6 +37,8 @@ __all__ = [
 
 # More than this between two knots is another branch of the inverse kinematics.
 _RECONFIGURATION_RAD = 1.5
+# Control periods after which an interval is a gap.
+GAP_PERIODS = 2.5
 # Fractions over a limit that are rounding, not motion.
 _SLACK = 1.0 + 1e-6
 _BOX_SLACK_M = 1e-6
@@ -47,9 +50,11 @@ class SafetyGate:
     Args:
         robot: kinematics and joint limits.
         limits: the limits in force.
+        period_s: nominal control period; 0 = that of the robot.
     """
 
-    def __init__(self, robot: RobotSpec, limits: SafetyLimits) -> None:
+    def __init__(self, robot: RobotSpec, limits: SafetyLimits, period_s: float = 0.0) -> None:
+        self._longest_s = GAP_PERIODS * (period_s or 1.0 / robot.control_rate_hz)
         self._robot = robot
         self._limits = limits
         self._chain = chain_of(robot)
@@ -194,13 +199,16 @@ class SafetyGate:
         dt = (now_ns - previous.stamp_ns) * 1e-9
         if dt <= 0.0:
             return Rejection(Reason.COMMAND_LIMIT, 'two commands at the same time.')
+        # After a gap the receiver sees the whole way as one step: speed counts over a short while.
+        # Acceleration says nothing then: for the receiver the target has been standing.
+        short = min(dt, self._longest_s)
         hard = self._limits.hard
         d = (T[:3, 3] - previous.T_base_ee[:3, 3]).tolist()
-        linear = (d[0] ** 2 + d[1] ** 2 + d[2] ** 2) ** 0.5 / dt
+        linear = (d[0] ** 2 + d[1] ** 2 + d[2] ** 2) ** 0.5 / short
         # trace(R1 R2^T) = 1 + 2 cos(angle); the chord is exact enough below a radian per period
         chord = T[:3, :3] - previous.T_base_ee[:3, :3]
-        angular = (0.5 * float(np.vdot(chord, chord))) ** 0.5 / dt
-        dq = (q - previous.q_rad) / dt
+        angular = (0.5 * float(np.vdot(chord, chord))) ** 0.5 / short
+        dq = (q - previous.q_rad) / short
         for value, limit, what, unit in (
             (linear, hard.linear_m_s, 'end-effector speed', 'm/s'),
             (angular, hard.angular_rad_s, 'end-effector turning speed', 'rad/s'),
@@ -216,6 +224,8 @@ class SafetyGate:
                 float(self._velocity[worst]),
                 'rad/s',
             )
+        if dt > self._longest_s:
+            return None
         ddq = abs(dq - previous.dq_rad_s) / (0.5 * (dt + (previous.dt_s or dt)))
         ratio = ddq / self._acceleration
         worst = int(ratio.argmax())

@@ -48,6 +48,6 @@ class SentCommand:
     T_base_ee: FloatArray
     q_rad: FloatArray
     dq_rad_s: FloatArray
-    """(n,) average joint speeds since the command before; 0 for the first."""
+    """(n,) joint speeds since the command before (after a gap: over a short while); 0 = first."""
     dt_s: float
     """Time since the command before; 0 for the first."""
