@@ -221,39 +221,39 @@ class _Demo:
 
     def _episode(self, run: DemoRun, seed: int, family: str) -> Episode:
         client = self._client
-        if client.state == 'FAULT':
-            client.require('reset')
-        elif client.state != 'DISARMED':
-            client.require('disarm')
+        self._patiently('reset' if client.state == 'FAULT' else 'disarm')
         client.wait_for_state('DISARMED')
         instruction = client.reset_scene(seed, family)
         episode = Episode(policy=run.label, seed=seed, instruction=instruction)
         self._frames.caption = f'{instruction}\n{run.label}'
         mark = len(client.history)
         try:
-            self._arm()
+            self._patiently('arm')
+            client.wait_for_state('ARMED', timeout_s=5.0)
             client.require('home')
-            client.wait_for_state('HOMING', 'ARMED', timeout_s=5.0)
+            client.wait_for_state('HOMING', timeout_s=5.0)
             client.wait_for_state('ARMED', timeout_s=40.0)
             self._follow(run, episode)
         except UserError as error:
             episode.outcome = 'error'
             episode.problems.append(f'{instruction}: {error}')
+        self._frames.recording = False
         if client.state != 'FAULT':
             client.trigger('disarm')
         self._judge(episode, mark)
         return episode
 
-    def _arm(self) -> None:
-        """Arm, with some patience: the streams may have been restarted a moment ago."""
+    def _patiently(self, request: str) -> None:
+        """Call until accepted: the arm may still be braking, the streams just have come up."""
         deadline = time.monotonic() + 15.0
+        if request == 'disarm' and self._client.state == 'DISARMED':
+            return
         while True:
-            accepted, message = self._client.trigger('arm')
+            accepted, message = self._client.trigger(request)
             if accepted:
-                self._client.wait_for_state('ARMED', 'RUNNING', timeout_s=5.0)
                 return
             if time.monotonic() > deadline:
-                raise UserError(f'arm was refused: {message}')
+                raise UserError(f'{request} was refused: {message}')
             time.sleep(0.5)
 
     def _follow(self, run: DemoRun, episode: Episode) -> None:
@@ -262,6 +262,7 @@ class _Demo:
         assert status is not None
         before = status.chunks
         self._frames.episode += 1
+        self._frames.recording = True
         answer = client.set_instruction(episode.instruction)
         if not answer.success:
             raise UserError(f'set_instruction was refused: {answer.message}')

@@ -63,6 +63,8 @@ class FrameRecorder:
         self.camera: Camera | None = None
         self.caption = ''
         self.episode = -1
+        self.recording = False
+        """Frames are kept only while an instruction is being followed."""
 
     def set_path(self, T_base_ee: FloatArray) -> None:
         """Note the newest planned targets (K, 4, 4)."""
@@ -75,7 +77,7 @@ class FrameRecorder:
 
     def add(self, image: ImageArray) -> None:
         """Draw the plan over an external picture (H, W, 3) RGB and keep it."""
-        if self.episode < 0:
+        if not self.recording:
             return
         picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         with self._lock:
@@ -129,8 +131,8 @@ def _draw_inset(picture: ImageArray, wrist: ImageArray) -> None:
     scale = _INSET * _WIDTH / wrist.shape[1]
     small = cv2.resize(wrist, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     h, w = small.shape[:2]
-    picture[8 : 8 + h, _WIDTH - 8 - w : _WIDTH - 8] = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
-    cv2.rectangle(picture, (_WIDTH - 8 - w, 8), (_WIDTH - 8, 8 + h), (255, 255, 255), 1)
+    picture[8 : 8 + h, 8 : 8 + w] = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+    cv2.rectangle(picture, (8, 8), (8 + w, 8 + h), (255, 255, 255), 1)
 
 
 def _with_caption(frame: _Frame) -> ImageArray:

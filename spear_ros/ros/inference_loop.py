@@ -158,6 +158,9 @@ class InferenceLoop:
         with self._lock:
             self._instruction, self._instruction_id = text, secrets.token_hex(4)
             self._buffer.set_instruction(text, self._instruction_id)
+            self._problem = InputProblem(
+                reason=Reason.CHUNK_MISSING, text='computing the first chunk of the instruction.'
+            )
             self._forget_episode()
         self._inbox.wake()
         return self._instruction_id
