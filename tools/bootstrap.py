@@ -334,19 +334,32 @@ def install_ros(state: State, sourced: bool, progress: Progress) -> None:
 
 def start_interfaces(environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start building the message packages; it runs beside the large download of the next step."""
-    command = [str(VENV / 'bin/python'), str(ROOT / 'tools/build_interfaces.py')]
+    command = [str(VENV / 'bin/python'), '-u', str(ROOT / 'tools/build_interfaces.py')]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
 
 
 def finish_interfaces(process: subprocess.Popen[str], progress: Progress) -> None:
-    """Wait for the message packages; say which were built."""
-    output = process.communicate()[0].strip().splitlines()
+    """Wait for the message packages and show each; silent when there is nothing to build.
+
+    Raises:
+        SetupError: with the reason of the package that failed.
+    """
+    assert process.stdout is not None
+    first = process.stdout.readline().strip()
+    last = first
+    if first.startswith('building'):
+        with progress.step(first):
+            for line in process.stdout:
+                last = line.strip()
+                if last.endswith(('built', 'used')):
+                    progress.note(last)
+            process.wait()
+    else:
+        last = (process.communicate()[0].strip().splitlines() or [first])[-1]
     if process.returncode:
-        raise SetupError(output[-1] if output else 'The message packages did not build.')
-    for line in output[:-1]:
-        progress.note(line)
+        raise SetupError(last or 'The message packages did not build.')
 
 
 def install_package(extras: set[str], torch: str, state: State, progress: Progress) -> None:

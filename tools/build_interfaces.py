@@ -117,11 +117,16 @@ def build_environment(prefix: Path) -> dict[str, str]:
 
 
 def first_error(log: str) -> str:
-    """Return the first error of a build log in one line; CMake puts its text on the next one."""
+    """Return the first error of a build log in one line: of CMake, the compiler or a generator.
+
+    CMake puts its text on the line after; make's own lines only say that something failed.
+    """
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    for line, following in zip(lines, [*lines[1:], ''], strict=True):
-        if re.search(r'\b[Ee]rror\b', line):
-            return f'{line} {following}'[:300] if line.startswith('CMake Error') else line[:300]
+    for line, following in zip(lines, [*lines[1:], ''], strict=False):
+        if line.startswith('CMake Error'):
+            return f'{line} {following}'[:300]
+        if re.search(r'\berror: |^[\w.]*(Error|Exception): ', line):
+            return line[:300]
     return lines[-1][:300] if lines else 'no output'
 
 
@@ -165,14 +170,12 @@ def build(package: str, prefix: Path, jobs: int) -> None:
     run_logged(['make', '-C', str(folder), f'-j{jobs}', 'install'], log, environment, package)
 
 
-def outdated(prefix: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Return the packages to build with the hash of their content; name real packages found."""
+def outdated(prefix: Path) -> dict[str, str]:
+    """Return the packages to build, with the hash of their content."""
     wanted = {}
     for package in ('spear_msgs', *DRIVER_PACKAGES):
-        real = existing_prefix(package, prefix) if package in DRIVER_PACKAGES else None
-        if real is not None:
-            say(f'{package}: the real package in {real} is used')
-            continue
+        if package in DRIVER_PACKAGES and existing_prefix(package, prefix) is not None:
+            continue  # the real package is there
         stamp, digest = stamp_of(package, prefix), content_hash(package, prefix)
         if not stamp.is_file() or stamp.read_text() != digest:
             wanted[package] = digest
@@ -190,9 +193,10 @@ def build_all(prefix: Path, jobs: int, say: Callable[[str], None] = print) -> li
     Raises:
         BuildError: of the first package that failed; the others are finished and kept.
     """
-    wanted = outdated(prefix, say)
+    wanted = outdated(prefix)
     if not wanted:
         return []
+    say(f'building the message packages {", ".join(wanted)}')
     if built_from_wheels(prefix):
         patch_wheel_cmake_files(prefix)
 

@@ -134,7 +134,7 @@ def test_a_finished_set_up_runs_no_pip_and_says_nothing(clone: Path) -> None:
     calls = finished_environment(clone)
     result = set_up(clone, '--needs', 'demo')
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
-    assert calls.read_text().split() == [str(clone / 'tools/build_interfaces.py')]
+    assert calls.read_text().split() == ['-u', str(clone / 'tools/build_interfaces.py')]
 
 
 def test_a_changed_pin_installs_again(clone: Path) -> None:
@@ -206,3 +206,16 @@ def test_the_wheels_cmake_files_are_pointed_at_this_python(tmp_path: Path) -> No
     folders = file.read_text().split('"')[1].split(';')
     assert [(Path(f) / h).is_file() for f, h in zip(folders, ('Python.h', 'numpy'), strict=True)]
     assert build_interfaces.patch_wheel_cmake_files(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ('log', 'expected'),
+    [
+        ('-- ok\nCMake Error at x.cmake:1 (message):\n\n  NumPy is missing\n', 'NumPy is missing'),
+        ('[1%] x\na.c:3:1: error: unknown type\nmake: *** [a] Error 1\n', 'unknown type'),
+        ("Traceback\nUnknownType: 'Headerr'\nValueError: bad\nmake: *** Error 1\n", 'bad'),
+        ('', 'no output'),
+    ],
+)
+def test_a_failed_build_shows_the_first_real_error(log: str, expected: str) -> None:
+    assert expected in build_interfaces.first_error(log)
