@@ -240,7 +240,7 @@ class _Demo:
         self._frames.recording = False
         if client.state != 'FAULT':
             client.trigger('disarm')
-        self._judge(episode, mark)
+        self._judge(run, episode, mark)
         return episode
 
     def _patiently(self, request: str) -> None:
@@ -294,11 +294,15 @@ class _Demo:
         episode.command_interval_p50_ms = round(executor.command_interval_p50_ms, 2)
         episode.command_interval_p99_ms = round(executor.command_interval_p99_ms, 2)
 
-    def _judge(self, episode: Episode, mark: int) -> None:
+    def _judge(self, run: DemoRun, episode: Episode, mark: int) -> None:
+        # Random weights ask for impossible steps: that the gate refuses them is the system at work.
+        expected = {Reason.THREE_REJECTS} if run.untrained else set()
         for change in self._client.history[mark:]:
             if change.state in ('HOLD', 'FAULT') and change.reason != Reason.OPERATOR:
                 episode.holds.append(f'{change.state} {change.reason.name}')
-                if change.state == 'FAULT':
+                if change.reason in expected:
+                    episode.outcome = 'gate refused'
+                elif change.state == 'FAULT':
                     episode.problems.append(
                         f'{episode.instruction}: FAULT {change.reason.name}: {change.text}'
                     )
