@@ -3,7 +3,7 @@
 
 ``spear_msgs`` is always ours. The driver packages are subsets, built only where the real package is
 absent, so that a robot workstation never sees two versions of one type. Every package is built once
-per content: a hash of its sources, of this script and of the ROS and Python versions is kept
+per content: a hash of its sources, of the way to build and of the ROS and Python versions is kept
 beside the installed files, and an equal hash skips the build in a few milliseconds.
 
 The ROS wheels from PyPI were built in a container whose Python include folder is written into their
@@ -14,6 +14,7 @@ Run by ``tools/bootstrap.py``; by hand: ``.venv/bin/python tools/build_interface
 
 import argparse
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -78,8 +79,10 @@ def content_hash(package: str, prefix: Path) -> str:
     folder = source_folder(package)
     for path in sorted(p for p in folder.rglob('*') if p.is_file()):
         digest.update(f'{path.relative_to(folder)}\0'.encode() + path.read_bytes() + b'\0')
-    for path in (Path(__file__), *sorted(FAST_GENERATORS.iterdir())):
+    for path in sorted(FAST_GENERATORS.iterdir()):
         digest.update(path.read_bytes())
+    for function in (build, build_environment, patch_wheel_cmake_files):
+        digest.update(inspect.getsource(function).encode())
     digest.update(f'{sys.version}\0{ros_version(prefix)}'.encode())
     return digest.hexdigest()
 
