@@ -305,9 +305,13 @@ def ros_checks(config: 'RobotConfig | None', seconds: float) -> Iterator[Check]:
     yield ros
     if ros.state == 'missing':
         return
+    from spear_ros.ros.bringup import transport_environment
+
     yield check_our_messages()
     yield check_driver_messages(config.family if config else '')
     yield check_profile()
+    # From here on this process listens as the nodes do; without it, it would lose pictures itself.
+    os.environ.update(transport_environment())
     yield check_domain()
     yield check_discovery()
     if config is not None:
