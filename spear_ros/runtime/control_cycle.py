@@ -18,7 +18,7 @@ from spear_ros.runtime.safety import Rejection, SafetyGate, SafetyLimits
 from spear_ros.runtime.state_machine import (
     Action,
     Event,
-    State,
+    Phase,
     StateMachine,
     Transition,
     event_of,
@@ -26,8 +26,8 @@ from spear_ros.runtime.state_machine import (
 from spear_ros.runtime.watchdog import ClockWatch, Finding
 
 _SHORTEST_GAP_S = 0.1
-_LIVE = frozenset({State.ARMED, State.RUNNING, State.HOLD})
-_MOVING = frozenset({State.RUNNING, State.HOLD})
+_LIVE = frozenset({Phase.ARMED, Phase.RUNNING, Phase.HOLD})
+_MOVING = frozenset({Phase.RUNNING, Phase.HOLD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,9 @@ class ControlCycle:
         self.raise_finding(finding, now)
 
     def _judge_inputs(self, now: int) -> None:
-        inputs, state = self.inputs, self.machine.state
+        inputs, phase = self.inputs, self.machine.phase
         bad = inputs.take_bad_sample()
-        if state is State.DISARMED:
+        if phase is Phase.DISARMED:
             self.reject = None
             return
         if bad is not None:
@@ -103,18 +103,18 @@ class ControlCycle:
         for finding in inputs.hard(now):
             self.raise_finding(finding, now)
         sent = self.stage.sent
-        if sent is not None and state is not State.FAULT:
+        if sent is not None and phase is not Phase.FAULT:
             frozen = inputs.joints.frozen(now, sent.T_base_ee)
             if frozen is not None:
                 self.raise_finding(frozen, now)
         self._judge_rejects(now)
-        soft = inputs.soft(now, self.machine.state in _MOVING)
+        soft = inputs.soft(now, self.machine.phase in _MOVING)
         if soft is not None:
             self.raise_finding(soft, now)
 
     def _judge_rejects(self, now: int) -> None:
         reject, self.reject = self.reject, None
-        if reject is None or self.machine.state not in _LIVE:
+        if reject is None or self.machine.phase not in _LIVE:
             return
         if self.intake.in_a_row >= REJECTS_TO_FAULT:
             text = (
@@ -126,24 +126,24 @@ class ControlCycle:
 
     def _timers(self, now: int) -> None:
         machine = self.machine
-        if machine.state is State.HOLD:
+        if machine.phase is Phase.HOLD:
             window_ns = self.settings.resume_window_s * 1e9
             if now - machine.since_ns > window_ns:
                 self.apply(Event.WINDOW_OVER, now)
-        elif machine.state is State.DISARMING and self.stage.standstill(now):
+        elif machine.phase is Phase.DISARMING and self.stage.standstill(now):
             self.apply(Event.STANDSTILL, now, text='disarmed; call arm to start.')
             self.intake.stop()
 
     def _take_chunk(self, now: int) -> None:
         pending = self.intake.pending
-        if pending is None or self.machine.state not in _LIVE:
+        if pending is None or self.machine.phase not in _LIVE:
             return
         if now >= pending.chunk.expiry_ns:
             self.intake.pending = None
             return
         if not self.stage.may_follow(now):
             return
-        if self.inputs.soft(now, self.machine.state in _MOVING) is None:
+        if self.inputs.soft(now, self.machine.phase in _MOVING) is None:
             self.apply(Event.CHUNK, now, text='following chunks.')
 
     def _command(self, now: int) -> Command | None:
@@ -154,9 +154,9 @@ class ControlCycle:
             self.stats.first_command(now, self._first_of.chunk.t_obs_ns)
         self._first_of = None
         sample = self.stage.sample
-        if self.machine.state is State.RUNNING and sample is not None and sample.finished:
+        if self.machine.phase is Phase.RUNNING and sample is not None and sample.finished:
             self.raise_finding(self._chunk_over(), now)
-        if self.machine.state is State.HOMING:
+        if self.machine.phase is Phase.HOMING:
             self._home_progress(now)
         return command
 
@@ -194,7 +194,7 @@ class ControlCycle:
         """Apply an event and carry out its action (GO_HOME is the request's own work)."""
         transition = self.machine.apply(event, now, reason, text)
         action = transition.action
-        if transition.before is State.HOMING and transition.after is not State.HOMING:
+        if transition.before is Phase.HOMING and transition.after is not Phase.HOMING:
             self.progress = ''
         if action is Action.BRAKE:
             self.stage.brake(now)

@@ -33,7 +33,7 @@ from spear_ros.runtime.executor_types import (
 from spear_ros.runtime.joint_motion import JointMove, plan_joint_move
 from spear_ros.runtime.preflight import preflight
 from spear_ros.runtime.safety import Rejection, SafetyLimits
-from spear_ros.runtime.state_machine import TABLE, Event, State
+from spear_ros.runtime.state_machine import TABLE, Event, Phase, State
 
 __all__ = [
     'Answer',
@@ -45,7 +45,7 @@ __all__ = [
     'PolicyHealth',
 ]
 
-_COUNTED = frozenset({State.ARMED, State.RUNNING, State.HOLD})
+_COUNTED = frozenset({Phase.ARMED, Phase.RUNNING, Phase.HOLD})
 
 
 class Executor:
@@ -134,7 +134,7 @@ class Executor:
             if epoch != cycle.intake.epoch:
                 return Rejection(Reason.CHUNK_OLD, 'armed or homed while the chunk was judged.')
             cycle.intake.record(chunk, verdict)
-            if verdict.rejection is not None and cycle.machine.state in _COUNTED:
+            if verdict.rejection is not None and cycle.machine.phase in _COUNTED:
                 cycle.reject = verdict.rejection
         return verdict.rejection
 
@@ -273,12 +273,12 @@ class Executor:
             interval = cycle.stats.intervals_ms()
             first = cycle.stats.first_ages_ms()
             reject = intake.last_reject
-            stopped = machine.state in (State.HOLD, State.HOLD_LATCHED, State.DISARMING)
+            stopped = machine.state in (State.HOLD, State.FAULT)
             pinned = intake.pinned
             return ExecutorSnapshot(
                 stamp_ns=now,
-                state=machine.state.wire,
-                reason=machine.reason if stopped or machine.state is State.FAULT else Reason.NONE,
+                state=machine.state,
+                reason=machine.reason if stopped else Reason.NONE,
                 text=machine.text,
                 robot=self._robot.name,
                 embodiment=self._robot.embodiment,
@@ -306,6 +306,12 @@ class Executor:
                 standstill=cycle.stage.standstill(now),
             )
 
+    def status_key(self) -> tuple[State, Reason, str]:
+        """State, reason and progress: cheap enough to look for changes in every period."""
+        with self._lock:
+            machine = self._cycle.machine
+            return machine.state, machine.reason, self._cycle.progress
+
     def preview(self) -> FloatArray:
         """Poses (K, 4, 4) of the newest valid chunk, anchor first; (0, 4, 4) = none."""
         with self._lock:
@@ -327,7 +333,7 @@ class Executor:
         return Answer(True, text)
 
     def _refused(self, event: Event, now: int) -> Answer | None:
-        if (self._cycle.machine.state, event) not in TABLE:
+        if (self._cycle.machine.phase, event) not in TABLE:
             return self._refusal(event)
         if not self._cycle.stage.standstill(now):
             return Answer(False, 'still braking; call again in a moment.')
@@ -335,7 +341,7 @@ class Executor:
 
     def _refusal(self, event: Event) -> Answer:
         state = self._cycle.machine.state
-        allowed = [s.name for s in State if (s, event) in TABLE]
+        allowed = dict.fromkeys(p.state.name for p in Phase if (p, event) in TABLE)
         mend = ' Call reset first.' if state is State.FAULT else ''
         return Answer(
             False,

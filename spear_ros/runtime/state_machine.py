@@ -1,8 +1,8 @@
 """The executor's state machine: one table, nothing else decides a transition.
 
-``TABLE[state, event]`` is (next state, action). A pair that is absent changes nothing; for a
+``TABLE[phase, event]`` is (next phase, action). A pair that is absent changes nothing; for a
 request that means it is refused. The executor turns the world into events, carries out actions, and
-has no ``if state`` of its own that moves the robot.
+has no ``if phase`` of its own that moves the robot.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from spear_ros.core.reasons import SILENT_REASONS, SOFT_REASONS, Reason
 
 
 class State(IntEnum):
-    """States of ``ExecutorStatus.msg``, same numbers, and two that show as HOLD there."""
+    """States of ``ExecutorStatus.msg``, same numbers."""
 
     DISARMED = 0
     """Nothing is sent; chunks are checked and previewed."""
@@ -21,20 +21,35 @@ class State(IntEnum):
     RUNNING = 2
     """Chunks are followed."""
     HOLD = 3
-    """Braked or braking for a soft reason; a valid chunk resumes."""
+    """Braked or braking; see :class:`Phase` for what may follow."""
     FAULT = 4
     """Braked or silent for a hard reason; only reset leaves it."""
     HOMING = 5
     """Moving to the start pose; chunks are ignored."""
-    HOLD_LATCHED = 6
+
+
+class Phase(Enum):
+    """What the table distinguishes: the states, and the three kinds of HOLD."""
+
+    DISARMED = auto()
+    ARMED = auto()
+    RUNNING = auto()
+    HOLD = auto()
+    """For a soft reason; a valid chunk resumes."""
+    LATCHED = auto()
     """HOLD for longer than the resume window: only arm, home or disarm leave it."""
-    DISARMING = 7
+    DISARMING = auto()
     """Disarm was asked for; braking, then DISARMED."""
+    HOMING = auto()
+    FAULT = auto()
 
     @property
-    def wire(self) -> 'State':
+    def state(self) -> State:
         """The state as ``ExecutorStatus.msg`` shows it."""
-        return State.HOLD if self in (State.HOLD_LATCHED, State.DISARMING) else self
+        return _STATES.get(self.name) or State[self.name]
+
+
+_STATES = {'LATCHED': State.HOLD, 'DISARMING': State.HOLD}
 
 
 class Event(Enum):
@@ -78,57 +93,57 @@ class Action(Enum):
     """Send nothing from now on."""
 
 
-_S, _E, _A = State, Event, Action
+_P, _E, _A = Phase, Event, Action
 
-TABLE: dict[tuple[State, Event], tuple[State, Action]] = {
-    (_S.DISARMED, _E.ARM): (_S.ARMED, _A.ANCHOR),
-    (_S.DISARMED, _E.DISARM): (_S.DISARMED, _A.DROP),
-    (_S.DISARMED, _E.STOP): (_S.FAULT, _A.SILENCE),
-    (_S.ARMED, _E.ARM): (_S.ARMED, _A.ANCHOR),
-    (_S.ARMED, _E.CHUNK): (_S.RUNNING, _A.FOLLOW),
-    (_S.ARMED, _E.HOME): (_S.HOMING, _A.GO_HOME),
-    (_S.ARMED, _E.DISARM): (_S.DISARMING, _A.BRAKE),
-    (_S.ARMED, _E.SOFT): (_S.HOLD, _A.BRAKE),
-    (_S.ARMED, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.ARMED, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.ARMED, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.RUNNING, _E.CHUNK): (_S.RUNNING, _A.FOLLOW),
-    (_S.RUNNING, _E.DISARM): (_S.DISARMING, _A.BRAKE),
-    (_S.RUNNING, _E.SOFT): (_S.HOLD, _A.BRAKE),
-    (_S.RUNNING, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.RUNNING, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.RUNNING, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.HOLD, _E.CHUNK): (_S.RUNNING, _A.FOLLOW),
-    (_S.HOLD, _E.WINDOW_OVER): (_S.HOLD_LATCHED, _A.NONE),
-    (_S.HOLD, _E.ARM): (_S.ARMED, _A.ANCHOR),
-    (_S.HOLD, _E.HOME): (_S.HOMING, _A.GO_HOME),
-    (_S.HOLD, _E.DISARM): (_S.DISARMING, _A.BRAKE),
-    (_S.HOLD, _E.SOFT): (_S.HOLD, _A.BRAKE),
-    (_S.HOLD, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.HOLD, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.HOLD, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.HOLD_LATCHED, _E.ARM): (_S.ARMED, _A.ANCHOR),
-    (_S.HOLD_LATCHED, _E.HOME): (_S.HOMING, _A.GO_HOME),
-    (_S.HOLD_LATCHED, _E.DISARM): (_S.DISARMING, _A.BRAKE),
-    (_S.HOLD_LATCHED, _E.SOFT): (_S.HOLD_LATCHED, _A.BRAKE),
-    (_S.HOLD_LATCHED, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.HOLD_LATCHED, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.HOLD_LATCHED, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.HOMING, _E.HOMED): (_S.ARMED, _A.NONE),
-    (_S.HOMING, _E.DISARM): (_S.DISARMING, _A.BRAKE),
-    (_S.HOMING, _E.SOFT): (_S.HOLD, _A.BRAKE),
-    (_S.HOMING, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.HOMING, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.HOMING, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.DISARMING, _E.STANDSTILL): (_S.DISARMED, _A.DROP),
-    (_S.DISARMING, _E.DISARM): (_S.DISARMING, _A.NONE),
-    (_S.DISARMING, _E.STOP): (_S.FAULT, _A.BRAKE),
-    (_S.DISARMING, _E.HARD): (_S.FAULT, _A.BRAKE),
-    (_S.DISARMING, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
-    (_S.FAULT, _E.RESET): (_S.DISARMED, _A.DROP),
-    (_S.FAULT, _E.STOP): (_S.FAULT, _A.NONE),
-    (_S.FAULT, _E.HARD): (_S.FAULT, _A.NONE),
-    (_S.FAULT, _E.HARD_SILENT): (_S.FAULT, _A.SILENCE),
+TABLE: dict[tuple[Phase, Event], tuple[Phase, Action]] = {
+    (_P.DISARMED, _E.ARM): (_P.ARMED, _A.ANCHOR),
+    (_P.DISARMED, _E.DISARM): (_P.DISARMED, _A.DROP),
+    (_P.DISARMED, _E.STOP): (_P.FAULT, _A.SILENCE),
+    (_P.ARMED, _E.ARM): (_P.ARMED, _A.ANCHOR),
+    (_P.ARMED, _E.CHUNK): (_P.RUNNING, _A.FOLLOW),
+    (_P.ARMED, _E.HOME): (_P.HOMING, _A.GO_HOME),
+    (_P.ARMED, _E.DISARM): (_P.DISARMING, _A.BRAKE),
+    (_P.ARMED, _E.SOFT): (_P.HOLD, _A.BRAKE),
+    (_P.ARMED, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.ARMED, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.ARMED, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.RUNNING, _E.CHUNK): (_P.RUNNING, _A.FOLLOW),
+    (_P.RUNNING, _E.DISARM): (_P.DISARMING, _A.BRAKE),
+    (_P.RUNNING, _E.SOFT): (_P.HOLD, _A.BRAKE),
+    (_P.RUNNING, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.RUNNING, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.RUNNING, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.HOLD, _E.CHUNK): (_P.RUNNING, _A.FOLLOW),
+    (_P.HOLD, _E.WINDOW_OVER): (_P.LATCHED, _A.NONE),
+    (_P.HOLD, _E.ARM): (_P.ARMED, _A.ANCHOR),
+    (_P.HOLD, _E.HOME): (_P.HOMING, _A.GO_HOME),
+    (_P.HOLD, _E.DISARM): (_P.DISARMING, _A.BRAKE),
+    (_P.HOLD, _E.SOFT): (_P.HOLD, _A.BRAKE),
+    (_P.HOLD, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.HOLD, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.HOLD, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.LATCHED, _E.ARM): (_P.ARMED, _A.ANCHOR),
+    (_P.LATCHED, _E.HOME): (_P.HOMING, _A.GO_HOME),
+    (_P.LATCHED, _E.DISARM): (_P.DISARMING, _A.BRAKE),
+    (_P.LATCHED, _E.SOFT): (_P.LATCHED, _A.BRAKE),
+    (_P.LATCHED, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.LATCHED, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.LATCHED, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.HOMING, _E.HOMED): (_P.ARMED, _A.NONE),
+    (_P.HOMING, _E.DISARM): (_P.DISARMING, _A.BRAKE),
+    (_P.HOMING, _E.SOFT): (_P.HOLD, _A.BRAKE),
+    (_P.HOMING, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.HOMING, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.HOMING, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.DISARMING, _E.STANDSTILL): (_P.DISARMED, _A.DROP),
+    (_P.DISARMING, _E.DISARM): (_P.DISARMING, _A.NONE),
+    (_P.DISARMING, _E.STOP): (_P.FAULT, _A.BRAKE),
+    (_P.DISARMING, _E.HARD): (_P.FAULT, _A.BRAKE),
+    (_P.DISARMING, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
+    (_P.FAULT, _E.RESET): (_P.DISARMED, _A.DROP),
+    (_P.FAULT, _E.STOP): (_P.FAULT, _A.NONE),
+    (_P.FAULT, _E.HARD): (_P.FAULT, _A.NONE),
+    (_P.FAULT, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
 }
 
 REQUESTS = frozenset({Event.ARM, Event.DISARM, Event.STOP, Event.RESET, Event.HOME})
@@ -138,35 +153,42 @@ REQUESTS = frozenset({Event.ARM, Event.DISARM, Event.STOP, Event.RESET, Event.HO
 class Transition:
     """What an event did."""
 
-    before: State
-    after: State
+    before: Phase
+    after: Phase
     action: Action
     known: bool
     """The pair stands in the table; a request whose pair does not is refused."""
 
 
 class StateMachine:
-    """Holds the state, its reason and its sentence; applies the table."""
+    """Holds the phase, its reason and its sentence; applies the table."""
 
     def __init__(self) -> None:
-        self.state = State.DISARMED
+        self.phase = Phase.DISARMED
         self.reason = Reason.NONE
         self.text = 'disarmed; call arm to start.'
         self.since_ns = 0
-        """When the state was entered; a HOLD that only changes its reason keeps it."""
+        """When the phase was entered; a HOLD that only changes its reason keeps it."""
+
+    @property
+    def state(self) -> State:
+        """The state as ``ExecutorStatus.msg`` shows it."""
+        return self.phase.state
 
     def apply(
         self, event: Event, now_ns: int, reason: Reason = Reason.NONE, text: str = ''
     ) -> Transition:
         """Apply one event; the first reason of a FAULT stays, newer ones are not shown."""
-        before = self.state
+        before = self.phase
         known = (before, event) in TABLE
         after, action = TABLE.get((before, event), (before, Action.NONE))
         if after != before:
-            self.state, self.since_ns = after, now_ns
+            self.phase, self.since_ns = after, now_ns
         if known and event is not Event.WINDOW_OVER:
-            latched = before is State.FAULT and after is State.FAULT
-            if not latched:
+            # The first reason of a fault stays; a sentence with a running figure is said once.
+            latched = before is Phase.FAULT and after is Phase.FAULT
+            same = after is before and reason is self.reason and reason is not Reason.NONE
+            if not latched and not same:
                 self.reason, self.text = reason, text
         return Transition(before, after, action, known)
 
