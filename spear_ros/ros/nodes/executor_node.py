@@ -1,7 +1,7 @@
-"""executor_node: the safety boundary. Wraps runtime.executor.Executor, whose logic has no ROS.
+"""executor_node: the safety boundary, around runtime.executor.Executor, whose logic has no ROS.
 
-Two threads: the node's single-threaded executor stores messages and answers services; the control
-thread ticks and sends. The node never writes to disk and never loads torch.
+Two threads: this node's executor stores messages and answers services; the control thread ticks and
+sends. The node never writes to disk and never loads torch.
 """
 
 import gc
@@ -23,15 +23,11 @@ from spear_ros.robots.registry import get_robot
 from spear_ros.ros import qos
 from spear_ros.ros.config import WiringParameters, robot_config
 from spear_ros.ros.control_loop import ControlLoop, prepare_process
-from spear_ros.ros.conversions import (
-    chunk_from_msg,
-    executor_status_to_msg,
-    path_to_msg,
-    policy_health_from_msg,
-)
-from spear_ros.ros.diagnostics import ERROR, OK, WARN, Diagnosis, Diagnostics
+from spear_ros.ros.conversions import chunk_from_msg, path_to_msg, policy_health_from_msg
+from spear_ros.ros.diagnostics import Diagnosis, Diagnostics
 from spear_ros.ros.drivers.base import DriverReport
 from spear_ros.ros.drivers.registry import make_driver
+from spear_ros.ros.executor_report import diagnoses, status
 from spear_ros.ros.lifecycle import AutostartNode, run_node
 from spear_ros.ros.parameters import declare_parameters
 from spear_ros.runtime.executor import Executor
@@ -131,6 +127,10 @@ class ExecutorNode(AutostartNode):
         self._loop.stop()
         self._loop = None
 
+    def cleanup(self) -> None:
+        """Refuse: the driver's subscriptions live as long as the process."""
+        raise UserError('executor_node cannot be cleaned up; end the process and start it again.')
+
     def close(self) -> None:
         """Bring the robot to rest before the process ends."""
         self.deactivate()
@@ -140,10 +140,8 @@ class ExecutorNode(AutostartNode):
             self._driver.close()
 
     def _at_rest(self) -> bool:
-        snapshot = self._executor.snapshot()
-        return snapshot.state == State.DISARMED or (
-            snapshot.state == State.FAULT and snapshot.standstill
-        )
+        now = self._executor.snapshot()
+        return now.state == State.DISARMED or (now.state == State.FAULT and now.standstill)
 
     # -------------------------------------------------------------------------------------- inputs
 
@@ -160,9 +158,8 @@ class ExecutorNode(AutostartNode):
 
     def _poll_driver(self) -> None:
         self._report = report = self._driver.poll()
-        self._executor.on_driver(
-            DriverState(received_ns=self._now(), reason=report.reason, text=report.text)
-        )
+        state = DriverState(received_ns=self._now(), reason=report.reason, text=report.text)
+        self._executor.on_driver(state)
         self._executor.on_publisher_count(self._driver.publisher_count())
         if self._executor.take_recovery():
             self._recovery = threading.Thread(target=self._recover, name='recovery', daemon=True)
@@ -171,8 +168,7 @@ class ExecutorNode(AutostartNode):
     def _recover(self) -> None:
         report = self._driver.recover(self._executor.on_recovery)
         success = report.reason == Reason.NONE
-        text = report.text or 'recovered: call reset, then arm.'
-        self._executor.on_recovery(text, finished=True, success=success)
+        self._executor.on_recovery(report.text or 'recovered', finished=True, success=success)
 
     def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -193,7 +189,7 @@ class ExecutorNode(AutostartNode):
         self.create_timer(1.0 / _PREVIEW_HZ, self._send_preview)
         for name in _REQUESTS:
             self.create_service(Trigger, f'/spear/executor_node/{name}', self._handler(name))
-        self._diagnostics = Diagnostics(self, self._spec.name, self._diagnose)
+        Diagnostics(self, self._spec.name, self._diagnose)
 
     def _handler(self, name: str):  # noqa: ANN202 - a closure with rclpy's callback signature
         def handle(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -214,8 +210,7 @@ class ExecutorNode(AutostartNode):
 
     def _after_tick(self) -> None:
         """In the control thread: wake the node when something changed."""
-        snapshot = self._executor.snapshot()
-        seen = (snapshot.state, snapshot.reason, snapshot.progress)
+        seen = self._executor.status_key()
         if seen != self._seen or (self._loop is not None and self._loop.failure):
             self._seen = seen
             self._changed.trigger()
@@ -230,41 +225,16 @@ class ExecutorNode(AutostartNode):
         self._send_status()
 
     def _send_status(self) -> None:
-        message = executor_status_to_msg(self._executor.snapshot(), self._now())
-        if self._loop is not None and self._loop.failure:
-            # The executor that failed cannot say so itself.
-            message.state, message.reason = int(State.FAULT), int(Reason.INTERNAL_ERROR)
-            message.text = f'the control thread died, restart the node: {self._loop.failure}'
-        self._status.publish(message)
+        self._status.publish(status(self._executor.snapshot(), self._now(), self._loop))
 
     def _send_preview(self) -> None:
         poses = self._executor.preview()
         self._preview.publish(path_to_msg(poses, self._now(), self._driver.frame_id))
 
     def _diagnose(self) -> list[Diagnosis]:
-        snapshot = self._executor.snapshot()
-        bad = snapshot.state in (State.HOLD, State.FAULT)
-        executor = Diagnosis(
-            'executor',
-            (ERROR if snapshot.state == State.FAULT else WARN) if bad else OK,
-            f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}'.strip(),
-            {
-                'command_interval_p50_ms': snapshot.command_interval_p50_ms,
-                'command_interval_p99_ms': snapshot.command_interval_p99_ms,
-                'chunks_accepted': snapshot.chunks_accepted,
-                'chunks_rejected': snapshot.chunks_rejected,
-                **{f'rejected {r.name}': n for r, n in snapshot.reject_counts.items()},
-            },
-        )
-        healthy = self._report.reason == Reason.NONE
-        driver = Diagnosis('driver', OK if healthy else ERROR, self._report.text or 'healthy')
-        loop = self._loop
-        if loop is None:
-            return [executor, driver]
-        if not loop.realtime:
-            self.get_logger().warning(loop.priority, once=True)
-        level = OK if loop.realtime else WARN
-        return [executor, driver, Diagnosis('control thread', level, loop.priority)]
+        if self._loop is not None and not self._loop.realtime:
+            self.get_logger().warning(self._loop.priority, once=True)
+        return diagnoses(self._executor.snapshot(), self._report, self._loop)
 
     def _now(self) -> int:
         return int(self.get_clock().now().nanoseconds)
