@@ -81,6 +81,8 @@ class BoundedMotion:
 
     def brake(self, dt: float) -> None:
         """Decelerate along the current motion at the nominal deceleration for ``dt`` seconds."""
+        if self.standstill:
+            return
         self.v, moved = _brake(self.v, self._limits.linear_m_s2, dt)
         self.w, turned = _brake(self.w, self._limits.angular_rad_s2, dt)
         self._move(moved, turned)
