@@ -268,7 +268,7 @@ def _small() -> Spear1Config:
 
 
 def _tiny() -> Spear1Config:
-    """About 7 M: small enough to be bundled and to run at 5 Hz on two CPU cores."""
+    """About 8 M: small enough to be bundled, meant for CPUs."""
     return Spear1Config(
         siglip=VitConfig(
             width=192, layers=6, heads=3, mlp_width=768, table_rows=12, table_columns=16
