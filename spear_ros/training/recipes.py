@@ -1,0 +1,364 @@
+"""Named runs: functions that return a full config. Nothing here is read from files.
+
+Numbers of the paper (arXiv 2511.17411) are marked; the rest is ours. Paper-size recipes were never
+run here: what they were checked for is said in doc/training.md.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from spear_ros.core.config import from_mapping, to_mapping
+from spear_ros.core.errors import UserError
+from spear_ros.networks.config import FlowConfig, Spear1Config, VitConfig
+from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig
+from spear_ros.training.config import (
+    LoggingConfig,
+    LoraConfig,
+    MogeTrainConfig,
+    OptimizerConfig,
+    SavingConfig,
+    TrainConfig,
+    VlaConfig,
+    VlaDataConfig,
+    VlmConfig,
+    VlmDataConfig,
+)
+
+
+def spear1_pretrain() -> VlaConfig:
+    """SPEAR-1's pre-training: batch 2048, 300k steps on 24 data sets, 32 H200 for 6 days [paper]."""
+    return VlaConfig(
+        recipe='spear1_pretrain',
+        model=Spear1Config.named('spear1'),
+        steps=300_000,
+        batch_size=2048,
+        ema_decay=0.9999,
+        recompute=True,
+        optimizer=OptimizerConfig(
+            learning_rate=5e-5, warmup_steps=2000, multipliers={'model.expert': 2.0}
+        ),
+        data=VlaDataConfig(mixture='oxe_spear_like_24', threads=8),
+        saving=SavingConfig(every_steps=2000, keep=3),
+        validate_every=20_000,
+    )
+
+
+def _posttrain(name: str, mixture: str) -> VlaConfig:
+    start = spear1_pretrain()
+    return replace(
+        start,
+        recipe=name,
+        steps=50_000,
+        batch_size=512,
+        optimizer=replace(start.optimizer, learning_rate=2e-5, warmup_steps=500),
+        data=replace(start.data, mixture=mixture, stats='init'),
+        validate_every=5000,
+    )
+
+
+def spear1_posttrain_bridge() -> VlaConfig:
+    """50k steps [paper] on Bridge V2 from the pre-trained weights; give init=FOLDER."""
+    return _posttrain('spear1_posttrain_bridge', 'bridge')
+
+
+def spear1_posttrain_droid() -> VlaConfig:
+    """50k steps [paper] on DROID from the pre-trained weights; give init=FOLDER."""
+    return _posttrain('spear1_posttrain_droid', 'droid')
+
+
+def spear1_finetune_24gb() -> VlaConfig:
+    """Your own recordings on one 24 GB card: the expert and the projectors learn, the rest is
+    frozen in bfloat16; lora.rank=16 adds updates of language stack and SigLIP."""
+    return VlaConfig(
+        recipe='spear1_finetune_24gb',
+        model=Spear1Config.named('spear1'),
+        steps=10_000,
+        batch_size=32,
+        accumulate=4,
+        ema_decay=0.999,
+        recompute=True,
+        frozen_dtype='bfloat16',
+        train=('expert', 'projector'),
+        tau_per_sample=4,
+        lora=LoraConfig(rank=0, alpha=16.0),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=200),
+        data=VlaDataConfig(stats='init', threads=4),
+        saving=SavingConfig(every_steps=1000, keep=2),
+        validate_every=2000,
+    )
+
+
+def spear1_debug() -> VlaConfig:
+    """The smallest model and a few steps, to see that everything runs."""
+    return VlaConfig(
+        recipe='spear1_debug',
+        model=Spear1Config.named('spear1_debug'),
+        steps=20,
+        batch_size=8,
+        ema_decay=0.9,
+        precision='float32',
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+        data=VlaDataConfig(external_size=(84, 112), wrist_size=(56, 56), threads=1),
+        saving=SavingConfig(every_steps=10),
+        logging=LoggingConfig(every_steps=1, tensorboard=False),
+    )
+
+
+def spear_tiny() -> VlaConfig:
+    """The bundled checkpoint: one small SPEAR-1 for both simulated robots.
+
+    data.shards = the folders of ``spear demonstrations`` for both, moge = the folder of moge_tiny.
+    Eight flow times a sample: the suffix is 6 of 280 tokens, so they cost next to nothing.
+    """
+    return VlaConfig(
+        recipe='spear_tiny',
+        model=replace(
+            Spear1Config.named('spear1_tiny'),
+            flow=FlowConfig(rotation_loss='cos+geo'),
+            text_length=32,
+        ),
+        steps=40_000,
+        batch_size=256,
+        ema_decay=0.9995,
+        tau_per_sample=8,
+        optimizer=OptimizerConfig(
+            learning_rate=6e-4, warmup_steps=1000, final_ratio=0.02, weight_decay=0.05
+        ),
+        data=VlaDataConfig(
+            external_size=(168, 224),
+            wrist_size=(112, 112),
+            resident=True,
+            threads=8,
+            jitter=0.2,
+            hide_wrist=0.05,
+        ),
+        saving=SavingConfig(every_steps=1000),
+        logging=LoggingConfig(every_steps=50),
+        validate_every=10_000,
+    )
+
+
+def moge_tiny() -> MogeTrainConfig:
+    """The depth encoder of all small models, on exact depth of the simulator.
+
+    data.scenes = folders of ``spear depth-scenes``. The encoder is spear1_tiny's.
+    """
+    return MogeTrainConfig(
+        recipe='moge_tiny',
+        model=MogeConfig(
+            encoder=Spear1Config.named('spear1_tiny').moge,
+            head=MogeHeadConfig(
+                projected=64,
+                upsampled=(64, 32),
+                residual_blocks=1,
+                residual_factor=1,
+                last_channels=32,
+            ),
+            num_tokens_range=(192, 192),
+        ),
+        image_size=(168, 224),
+        steps=20_000,
+        batch_size=64,
+        ema_decay=0.999,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500, final_ratio=0.02),
+        saving=SavingConfig(every_steps=1000),
+        logging=LoggingConfig(every_steps=50),
+        validate_every=5000,
+    )
+
+
+def moge_debug() -> MogeTrainConfig:
+    """moge_tiny's parts at the smallest size, for tests."""
+    tiny = moge_tiny()
+    encoder = VitConfig(width=32, layers=4, heads=2, mlp_width=64, table_rows=6, table_columns=8)
+    head = replace(tiny.model.head, projected=32, upsampled=(32, 32))
+    return replace(
+        tiny,
+        recipe='moge_debug',
+        model=replace(tiny.model, encoder=encoder, head=head, num_tokens_range=(48, 48)),
+        image_size=(84, 112),
+        steps=20,
+        batch_size=4,
+        ema_decay=0.9,
+        precision='float32',
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
+        logging=LoggingConfig(every_steps=1, tensorboard=False),
+        validate_every=0,
+    )
+
+
+def spear_vlm_phase1() -> VlmConfig:
+    """Phase 1 of SPEAR-VLM: 2k steps, batch 512 [paper]; init = the converted PaliGemma + MoGe."""
+    return VlmConfig(
+        recipe='spear_vlm_phase1',
+        model=Spear1Config.named('spear1'),
+        phase=1,
+        steps=2000,
+        batch_size=512,
+        ema_decay=0.999,
+        recompute=True,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.0),
+        data=VlmDataConfig(text_length=128, threads=8),
+        saving=SavingConfig(every_steps=500),
+    )
+
+
+def spear_vlm_phase2() -> VlmConfig:
+    """Phase 2 of SPEAR-VLM: 10k steps, batch 512, 3-D tokens twice [paper]; init = phase 1."""
+    return replace(
+        spear_vlm_phase1(),
+        recipe='spear_vlm_phase2',
+        phase=2,
+        steps=10_000,
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=300),
+        validate_every=2000,
+    )
+
+
+def spear_vlm_small_phase1() -> VlmConfig:
+    """Phase 1 at the size of spear_tiny; moge = the folder of moge_tiny."""
+    return VlmConfig(
+        recipe='spear_vlm_small_phase1',
+        model=Spear1Config.named('spear1_tiny'),
+        phase=1,
+        steps=500,
+        batch_size=64,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.0),
+        data=VlmDataConfig(text_length=64),
+        logging=LoggingConfig(every_steps=50),
+    )
+
+
+def spear_vlm_small_phase2() -> VlmConfig:
+    """Phase 2 at the size of spear_tiny; init = phase 1. MoGe stays frozen: with so little data a
+    trained depth encoder forgets depth, and the VLA stage shares it."""
+    return replace(
+        spear_vlm_small_phase1(),
+        recipe='spear_vlm_small_phase2',
+        phase=2,
+        steps=10_000,
+        train=('vlm.siglip', 'vlm.language', 'projector'),
+        optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=300, final_ratio=0.02),
+        validate_every=2500,
+    )
+
+
+def spear_vlm_debug() -> VlmConfig:
+    """The smallest model, for tests."""
+    return replace(
+        spear_vlm_small_phase2(),
+        recipe='spear_vlm_debug',
+        model=Spear1Config.named('spear1_debug'),
+        steps=20,
+        batch_size=4,
+        ema_decay=0.9,
+        precision='float32',
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+        logging=LoggingConfig(every_steps=1, tensorboard=False),
+        validate_every=0,
+    )
+
+
+RECIPES: dict[str, dict[str, Callable[[], TrainConfig]]] = {
+    'vla': {
+        f.__name__: f
+        for f in (
+            spear1_pretrain,
+            spear1_posttrain_bridge,
+            spear1_posttrain_droid,
+            spear1_finetune_24gb,
+            spear1_debug,
+            spear_tiny,
+        )
+    },
+    'vlm': {
+        f.__name__: f
+        for f in (
+            spear_vlm_phase1,
+            spear_vlm_phase2,
+            spear_vlm_small_phase1,
+            spear_vlm_small_phase2,
+            spear_vlm_debug,
+        )
+    },
+    'moge': {f.__name__: f for f in (moge_tiny, moge_debug)},
+}
+"""Kind of model -> name -> recipe."""
+
+
+def find_recipe(kind: str, name: str) -> TrainConfig:
+    """The config of a recipe.
+
+    Raises:
+        UserError: unknown; names the closest.
+    """
+    known = RECIPES[kind]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f'known: {", ".join(known)}.'
+        raise UserError(f'recipe "{name}" is unknown for {kind}; {hint}')
+    return known[name]()
+
+
+def change(config: TrainConfig, assignments: list[str]) -> TrainConfig:
+    """Apply ``key=value`` texts; dotted keys reach nested fields, values are YAML.
+
+    Raises:
+        UserError: not of that form, an unknown key, a wrong value; one sentence.
+    """
+    data = to_mapping(config)
+    for text in assignments:
+        key, sign, value = text.partition('=')
+        if not sign or not key:
+            raise UserError(f'"{text}" is not of the form key=value, such as batch_size=64.')
+        try:
+            parsed = yaml.safe_load(value) if value else ''
+        except yaml.YAMLError:
+            raise UserError(f'{key}: the value {value!r} cannot be read.') from None
+        _assign(data, key, parsed)
+    try:
+        return from_mapping(type(config), data, 'settings')
+    except UserError:
+        raise
+    except ValueError as error:  # the networks' configs know no UserError
+        raise UserError(f'settings: model: {error}') from None
+
+
+def _assign(data: dict[str, Any], key: str, value: object) -> None:
+    *outer, last = key.split('.')
+    place: Any = data
+    for depth, part in enumerate(outer):
+        if not isinstance(place, Mapping) or part not in place:
+            _unknown('.'.join(outer[: depth + 1]), place, part)
+        place = place[part]
+    if outer and outer[-1] == 'multipliers':
+        place[last] = value
+    elif not isinstance(place, dict) or last not in place:
+        _unknown(key, place, last)
+    elif isinstance(place[last], list) and not isinstance(value, list):
+        place[last] = [value]  # one folder needs no brackets
+    elif isinstance(place[last], str) and isinstance(value, (int, float)):
+        place[last] = str(value)
+    elif isinstance(place[last], float) and isinstance(value, str):
+        place[last] = _number(key, value)
+    else:
+        place[last] = value
+
+
+def _number(key: str, value: str) -> float:
+    """YAML 1.1 reads 1e-4 as text."""
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f'{key}: {value!r} is no number.') from None
+
+
+def _unknown(key: str, place: Any, part: str) -> None:
+    known = list(place) if isinstance(place, Mapping) else []
+    near = difflib.get_close_matches(part, known, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f'known: {", ".join(known) or "nothing"}.'
+    raise UserError(f'settings: unknown key "{key}"; {hint}')
