@@ -6,6 +6,7 @@ judged by the gate, and never move the robot outside its limits.
 """
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def follow(graph, operator, chunks, attempts=3):
                 15,
             )
         except UserError as error:
-            print(f'attempt {attempt}: {error}')
+            sys.stdout.write(f'attempt {attempt}: {error}\n')
         else:
             return answer.instruction_id
     return pytest.fail(f'never followed {chunks} chunks; {operator.describe()}')
