@@ -308,7 +308,9 @@ class Recorder:
                 bag.write(entry.topic, entry.type_name, entry.stamp_ns, entry.data)
                 counts[entry.topic] = counts.get(entry.topic, 0) + 1
         text = json.dumps({**details, 'messages': counts}, indent=2, default=str)
-        (folder / 'flight.json').write_text(text + '\n', encoding='utf-8')
+        part = folder / 'flight.json.part'
+        part.write_text(text + '\n', encoding='utf-8')
+        part.replace(folder / 'flight.json')  # whoever sees the file sees all of it
 
     def _delete_old(self, parent: Path) -> None:
         flights = sorted(p.parent for p in parent.glob('*/flight.json'))

@@ -38,6 +38,9 @@ from spear_ros.ros.qos import COMMAND, JOINTS_INPUT, LATCHED, RAW_POLL
 
 _ACTIVE = 3  # lifecycle_msgs/State.PRIMARY_STATE_ACTIVE
 
+_CAUSE_WAIT_S = 0.15
+_MODE_LAG_S = 0.03
+
 # franka_msgs/FrankaRobotState, constants of robot_mode.
 _OTHER, _IDLE, _MOVE, _GUIDING, _REFLEX, _USER_STOPPED, _AUTOMATIC_RECOVERY = range(7)
 
@@ -54,6 +57,7 @@ class FrankaHealth:
     errors: list[str] = field(default_factory=list)
     activity: dict[str, str] | None = None
     """Controllers and hardware components -> lifecycle label."""
+    activity_seen_s: float = 0.0
     rate_problem: str = ''
     command_topic: str = ''
     listeners: int = 1
@@ -86,9 +90,16 @@ class FrankaHealth:
             return DriverReport(Reason.DRIVER_LOST, self.rate_problem)
         if not self.listeners:
             return nobody_listens(self.command_topic)
-        return self._judge_activity() or self._judge_mode()
+        return self._judge_activity(now_s) or self._judge_mode()
 
-    def _judge_activity(self) -> DriverReport | None:
+    def _cause_is_known(self, now_s: float) -> bool:
+        """A reflex also takes the controllers down: wait a moment for the mode that says so."""
+        fresh = self.mode_seen_s is not None and (
+            self.mode_seen_s > self.activity_seen_s + _MODE_LAG_S
+        )
+        return fresh or now_s - self.activity_seen_s > _CAUSE_WAIT_S
+
+    def _judge_activity(self, now_s: float) -> DriverReport | None:
         if self.activity is None:
             return DriverReport(
                 Reason.DRIVER_LOST,
@@ -99,7 +110,7 @@ class FrankaHealth:
             ('controller', self.controller),
         ):
             state = self.activity.get(name, 'not loaded')
-            if state != 'active':
+            if state != 'active' and self._cause_is_known(now_s):
                 return DriverReport(
                     Reason.DRIVER_LOST, f'the {kind} {name} is {state}: activate it (recover).'
                 )
@@ -315,6 +326,7 @@ class FrankaDriver:
     def _on_activity(self, message: Any) -> None:
         entries = [*message.controllers, *message.hardware_components]
         self.health.activity = {entry.name: entry.state.label for entry in entries}
+        self.health.activity_seen_s = self._monotonic()
 
     def _take_robot_state(self, now_s: float) -> None:
         taken = self._robot_state.handle.take_message(self._msgs.FrankaRobotState, True)

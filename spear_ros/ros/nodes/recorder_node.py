@@ -91,7 +91,9 @@ class RecorderNode(Node):
     def _subscribe(self, config: RobotConfig, parameters: RecorderParameters) -> None:
         topics = {**OUR_TOPICS, **robot_topics(config), **_extra(parameters.topics)}
         for topic, type_name in topics.items():
-            profile = qos.LATCHED if topic.endswith('/activity') else qos.JOINTS_INPUT
+            profile = qos.STATUS if topic in OUR_TOPICS else qos.JOINTS_INPUT
+            if topic.endswith('/activity'):
+                profile = qos.LATCHED
             kind = message_type(type_name)
             self.create_subscription(
                 kind, topic, self._raw_handler(topic, type_name), profile, raw=True

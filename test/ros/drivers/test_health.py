@@ -64,6 +64,17 @@ def test_reflex_is_told_before_its_consequences():
     assert healthy(robot_mode=4, activity=activity).judge(10.1).reason == Reason.ROBOT_REFLEX
 
 
+def test_cause_of_an_inactive_controller_is_waited_for_a_moment():
+    activity = {HARDWARE: 'unconfigured', CONTROLLER: 'inactive'}
+    health = healthy(activity=activity, activity_seen_s=10.05)
+    assert health.judge(10.1).reason == Reason.NONE
+    assert health.judge(10.21).reason == Reason.DRIVER_LOST
+    health.mode_seen_s = 10.09
+    assert health.judge(10.1).reason == Reason.DRIVER_LOST
+    health.robot_mode = 4
+    assert health.judge(10.1).reason == Reason.ROBOT_REFLEX
+
+
 def test_effort_guard_ignores_a_spike_and_trips_on_a_push():
     guard = EffortGuard((1000.0, 1000.0), time_s=0.1)
     guard.update(('a', 'b'), [0.0, -1500.0], 0.00)

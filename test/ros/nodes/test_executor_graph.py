@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('mujoco', reason='mujoco is not installed')
@@ -24,6 +25,7 @@ from std_msgs.msg import String
 
 from spear_ros.core.geometry import pose_parts
 from spear_ros.core.reasons import Reason
+from spear_ros.core.resources import share_file
 from spear_ros.core.types import ActionChunk
 from spear_ros.robots.kinematics import forward
 from spear_ros.robots.registry import get_robot
@@ -35,6 +37,17 @@ from spear_ros.ros.drivers.base import messages
 pytestmark = pytest.mark.ros
 
 STEP_S, HORIZON = 0.2, 5
+
+
+def patient_wiring(folder, robot):
+    """Write the robot's file with age limits that a loaded test machine keeps too."""
+    values = yaml.safe_load(share_file(f'config/robots/{robot}.yaml').read_text())
+    values['arm']['max_age_s'] = 0.25
+    for gripper in values['grippers'].values():
+        gripper['state']['max_age_s'] = 1.0
+    path = folder / f'{robot}.yaml'
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 class FakePolicy:
@@ -108,10 +121,11 @@ class Rig:
     """The whole robot side of one robot."""
 
     def __init__(self, graph, robot):
-        self.graph, self.config = graph, load_robot_config(robot).simulated()
+        wiring = patient_wiring(graph.folder, robot)
+        self.graph, self.config = graph, load_robot_config(wiring).simulated()
         self.spec = get_robot(self.config.model, self.config.gripper)
-        graph.start('sim_robot_node', robot=robot, cameras=False)
-        graph.start('executor_node', robot=robot, simulated=True)
+        graph.start('sim_robot_node', robot_config=str(wiring), cameras=False)
+        graph.start('executor_node', robot_config=str(wiring), simulated=True)
         self.operator = graph.operator()
         self.policy = FakePolicy(graph, self.config, self.spec)
         self.commands = []
