@@ -59,7 +59,7 @@ def load_sample(
 ) -> DecodedSample:
     """Read and decode one sample; UserError naming shard and key where it is damaged."""
     dataset = datasets[address.dataset]
-    sample = dataset.sample(address.shard, address.row)
+    sample = dataset.sample(address.shard, address.index)
     where = f'{dataset.shards[address.shard].path}: {sample.key}'
     external = resize_cover(
         decode_image_bytes(sample.external, f'{where} external'), settings.external_size

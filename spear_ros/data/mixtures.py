@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -151,12 +151,13 @@ class StreamId:
         return self.world * self.workers
 
 
-class Address(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Address:
     """Where a sample lies, and the seed that goes with this draw of it (for augmentation)."""
 
     dataset: str
     shard: int
-    row: int
+    index: int
     seed: int
 
 

@@ -38,7 +38,7 @@ def test_a_batch_stacks_what_the_shards_hold(datasets):
         batch = next(batches)
     expected = MixtureSampler(MIXTURE, datasets, seed=0)
     for i, address in enumerate(islice(expected, 4)):
-        sample = datasets[address.dataset].sample(address.shard, address.row)
+        sample = datasets[address.dataset].sample(address.shard, address.index)
         assert batch['key'][i] == sample.key
         assert batch['instruction'][i] == sample.instruction
         assert batch['seed'][i] == address.seed
@@ -58,7 +58,7 @@ def test_pictures_of_the_loaders_size_are_handed_over_pixel_by_pixel(datasets):
     from spear_ros.data.episodes import decode_image_bytes
 
     address = next(MixtureSampler(MIXTURE, datasets, seed=0))
-    sample = datasets[address.dataset].sample(address.shard, address.row)
+    sample = datasets[address.dataset].sample(address.shard, address.index)
     np.testing.assert_array_equal(batch['external'][0], decode_image_bytes(sample.external, 'x'))
 
 
