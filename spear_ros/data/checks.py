@@ -5,6 +5,7 @@ fit the data, axes that never move, a gripper whose sign is flipped, rates that 
 metadata says, steps that no arm can make, instructions that are empty.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,16 @@ class Finding:
     severity: str
     """``error``: training on it would be wrong; ``warning``: look before use."""
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFacts:
+    """What the conversion noted about the recordings."""
+
+    rate_hz: tuple[float, float, float] | None = None
+    """Smallest, median and largest measured rate of the poses; None where not noted."""
+    worst_gap_s: float = 0.0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +86,7 @@ class DatasetReport:
     largest_step_m: float
     largest_step_rad: float
     image_age_s: float
+    source: SourceFacts
     findings: tuple[Finding, ...] = field(default=())
 
 
@@ -118,8 +130,26 @@ def check_dataset(
         largest_step_m=float(steps_m.max(initial=0.0)),
         largest_step_rad=float(steps_rad.max(initial=0.0)),
         image_age_s=float(np.mean([float(i.get('image_age_s', 0.0)) for i in infos])),
+        source=source_facts(dataset),
     )
     return _with_findings(figures, _rotation_spread(numbers))
+
+
+def source_facts(dataset: ShardDataset) -> SourceFacts:
+    """Sum up the reports that the conversion wrote next to the shards."""
+    reports = [json.loads(p.read_text()) for p in sorted(dataset.root.glob('report-*.json'))]
+    rates = np.array([r['rate_hz_min_median_max'] for r in reports if r['rate_hz_min_median_max']])
+    if not len(rates):
+        return SourceFacts(left_out=sum(len(r['skipped']) for r in reports))
+    return SourceFacts(
+        rate_hz=(
+            float(rates[:, 0].min()),
+            float(np.median(rates[:, 1])),
+            float(rates[:, 2].max()),
+        ),
+        worst_gap_s=max(r['worst_gap_s'] for r in reports),
+        left_out=sum(len(r['skipped']) for r in reports),
+    )
 
 
 def _look(
@@ -255,6 +285,13 @@ def _motion_findings(r: DatasetReport, rotation_spread: FloatArray) -> list[Find
         )
     if r.idle > MANY_IDLE:
         findings.append(_warn(f'{100 * r.idle:.0f} % of the chunks stand still'))
+    if r.source.rate_hz is not None and r.source.rate_hz[0] < 0.8 * r.source.rate_hz[1]:
+        findings.append(
+            _warn(
+                f'the poses of some recordings come at {r.source.rate_hz[0]:.2f} Hz, of most at '
+                f'{r.source.rate_hz[1]:.2f} Hz'
+            )
+        )
     if r.image_age_s > 0.5 / r.rate_hz:
         findings.append(_warn(f'pictures are {r.image_age_s:.2f} s old on average'))
     return findings
@@ -289,6 +326,12 @@ def format_reports(reports: Sequence[DatasetReport]) -> str:
     for r in reports:
         lines.append('')
         lines.append(f'{r.name} ({r.looked_at} samples looked at)')
+        if r.source.rate_hz is not None:
+            low, middle, high = r.source.rate_hz
+            lines.append(
+                f'  source    poses at {middle:.2f} Hz ({low:.2f} to {high:.2f}), longest hole '
+                f'{r.source.worst_gap_s:.3f} s, {r.source.left_out} episodes left out'
+            )
         for name, q in (('delta', r.delta_q), ('position', r.position_q)):
             shown = '  '.join(
                 f'{axis} {q[0, i]:+.3f} {q[1, i]:+.3f} {q[2, i]:+.3f}'

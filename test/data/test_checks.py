@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,18 @@ def test_the_table_shows_every_data_set_and_finding(shards, make_episode):
     text = format_reports([report])
     assert text.splitlines()[2].startswith('demo ')
     assert all(f.text in text for f in report.findings)
+
+
+def test_rates_and_holes_of_the_source_are_shown(shards, make_episode, tmp_path):
+    data = shards([make_episode('e')])
+    for part, rates in enumerate(([29.9, 30.0, 30.1], [10.0, 30.0, 30.2])):
+        report = {'rate_hz_min_median_max': rates, 'worst_gap_s': 0.1 + part, 'skipped': {'x': 'y'}}
+        (data.root / f'report-{part:03d}.json').write_text(json.dumps(report))
+    report = check_dataset(data)
+    assert report.source.rate_hz == (10.0, 30.0, 30.2)
+    assert 'come at 10.00 Hz, of most at 30.00 Hz' in ' '.join(texts(report))
+    line = 'poses at 30.00 Hz (10.00 to 30.20), longest hole 1.100 s, 2 episodes left out'
+    assert line in format_reports([report])
 
 
 def test_plots_are_written(shards, make_episode, tmp_path):
