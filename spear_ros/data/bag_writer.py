@@ -18,8 +18,6 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from spear_ros.core.errors import UserError
 
-_ROSBAG2_VERSION = 9
-
 
 class BagWriter:
     """One bag; a context manager. Not safe for several threads at once.
@@ -39,9 +37,7 @@ class BagWriter:
         self._types = TypeDefinitions()
         self._connections: dict[str, Any] = {}
         try:
-            self._writer = Writer(
-                folder, version=_ROSBAG2_VERSION, storage_plugin=StoragePlugin.MCAP
-            )
+            self._writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
             for key, value in (custom or {}).items():
                 self._writer.set_custom_data(key, value)
             self._writer.open()

@@ -29,7 +29,7 @@ def declare_parameters(node: Node, cls: type[T]) -> T:
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        default = f.default
+        default: Any = f.default
         is_tuple = isinstance(default, tuple)
         if not node.has_parameter(f.name):
             try:

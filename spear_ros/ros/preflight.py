@@ -7,6 +7,7 @@ with?) becomes a sheet of pictures. Motions are small, slow, and go through play
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,7 @@ class Preflight:
         for name, opening in (('gripper closes', 0.0), ('gripper opens', 1.0)):
             before = self.opening
             self.jog.gripper = opening
-            reached = self._wait(
-                lambda goal=opening: self.opening is not None and abs(self.opening - goal) < 0.3,
-                12.0,
-            )
+            reached = self._wait(partial(self._stands_at, opening), 12.0)
             self._note(
                 name,
                 reached,
@@ -178,6 +176,9 @@ class Preflight:
         return any(check.ok is False for check in self.checks)
 
     # ------------------------------------------------------------------------------------- private
+
+    def _stands_at(self, opening: float) -> bool:
+        return self.opening is not None and abs(self.opening - opening) < 0.3
 
     def _judge_motion(self, moved: FloatArray) -> None:
         text = 'moved by ({:+.3f}, {:+.3f}, {:+.3f}) m'.format(*moved)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import cv2
+import numpy as np
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage
 
@@ -76,7 +77,8 @@ def pack(message: Any, small: bool) -> bytes | None:
         return None  # the policy's status says what is wrong with it
     if small and image.shape[1] > _SMALL_PX:
         height = round(image.shape[0] * _SMALL_PX / image.shape[1])
-        image = cv2.resize(image, (_SMALL_PX, height), interpolation=cv2.INTER_AREA)
+        size = (_SMALL_PX, height)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     ok, jpeg = cv2.imencode(
         '.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
     )

@@ -28,7 +28,7 @@ class StateSink(Protocol):
     """Where measured states go: ``runtime.executor.Executor`` has these methods."""
 
     def on_joints(
-        self, stamp_ns: int, received_ns: int, names: Sequence[str], q: Sequence[float]
+        self, stamp_ns: int, received_ns: int, names: Sequence[str], q: FloatArray
     ) -> None:
         """Take the arm's joint positions as the message has them, names included."""
         ...

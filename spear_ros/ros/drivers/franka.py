@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.action import ActionClient
 from rclpy.node import Node
@@ -319,9 +320,8 @@ class FrankaDriver:
             self._node.destroy_subscription(self._joints)
             return
         now = self._node.get_clock().now().nanoseconds
-        self._sink.on_joints(
-            ns_from_time(message.header.stamp), now, message.name, message.position
-        )
+        q = np.asarray(message.position, float)
+        self._sink.on_joints(ns_from_time(message.header.stamp), now, message.name, q)
 
     def _on_activity(self, message: Any) -> None:
         entries = [*message.controllers, *message.hardware_components]

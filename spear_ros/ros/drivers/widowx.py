@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
@@ -211,7 +212,7 @@ class WidowxDriver:
         stamp = ns_from_time(message.header.stamp)
         now = self._node.get_clock().now().nanoseconds
         index = {name: i for i, name in enumerate(message.name)}
-        self._sink.on_joints(stamp, now, message.name, message.position)
+        self._sink.on_joints(stamp, now, message.name, np.asarray(message.position, float))
         finger = index.get(self._state.joint)
         if finger is not None and finger < len(message.position):
             self._opening = self._state.opening(message.position[finger])

@@ -8,6 +8,7 @@ import gc
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from spear_ros.runtime.state_machine import State
 
 _STATUS_HZ, _DRIVER_HZ, _PREVIEW_HZ = 10.0, 20.0, 5.0
 _COME_TO_REST_S = 2.0
+_Handler = Callable[[Trigger.Request, Trigger.Response], Trigger.Response]
 _REQUESTS = ('arm', 'disarm', 'stop', 'reset', 'home', 'recover')
 
 
@@ -97,9 +99,7 @@ class ExecutorNode(AutostartNode):
         """Listen to the robot and to the policy."""
         self._driver.start(self._executor)
         self.create_subscription(ActionChunk, '/spear/action_chunk', self._on_chunk, qos.CHUNK)
-        self.create_subscription(
-            PolicyStatus, '/spear/policy_status', self._on_policy_status, qos.STATUS
-        )
+        self.create_subscription(PolicyStatus, '/spear/policy_status', self._on_policy, qos.STATUS)
         self.create_timer(1.0 / _DRIVER_HZ, self._poll_driver)
 
     def activate(self) -> None:
@@ -153,7 +153,7 @@ class ExecutorNode(AutostartNode):
                 throttle_duration_sec=1.0,
             )
 
-    def _on_policy_status(self, message: PolicyStatus) -> None:
+    def _on_policy(self, message: PolicyStatus) -> None:
         self._executor.on_policy_status(policy_health_from_msg(message, self._now()))
 
     def _poll_driver(self) -> None:
@@ -191,7 +191,7 @@ class ExecutorNode(AutostartNode):
             self.create_service(Trigger, f'/spear/executor_node/{name}', self._handler(name))
         Diagnostics(self, self._spec.name, self._diagnose)
 
-    def _handler(self, name: str):  # noqa: ANN202 - a closure with rclpy's callback signature
+    def _handler(self, name: str) -> _Handler:
         def handle(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             answer = self._request(name)
             response.success, response.message = answer.accepted, answer.text

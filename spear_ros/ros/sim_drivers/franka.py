@@ -108,8 +108,7 @@ class FrankaTwin:
         sample = JointSample(
             stamp, self._spec.joint_names, tuple(world.q_rad), tuple(world.dq_rad_s), effort
         )
-        sample = self._line.pass_on(sample)
-        publish_joints(self._joints, sample)
+        publish_joints(self._joints, self._line.pass_on(sample))
         if self._every_state.due() and not self._faults.active('robot_state_silent'):
             self._robot_state.publish(self._fill_robot_state(stamp))
         self._gripper.publish(stamp)
@@ -226,7 +225,11 @@ class FrankaTwin:
         head = header(stamp_ns, self._base)
         state.header = head
         state.measured_joint_state = joint_state_msg(
-            stamp_ns, self._spec.joint_names, world.q_rad, world.dq_rad_s, world.effort
+            stamp_ns,
+            self._spec.joint_names,
+            tuple(world.q_rad),
+            tuple(world.dq_rad_s),
+            tuple(world.effort),
         )
         T = world.T_base_ee @ self._T_flange_ee
         state.o_t_ee = pose_stamped(T, stamp_ns, self._base)
