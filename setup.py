@@ -16,7 +16,7 @@ POLICY = ['torch', 'safetensors', 'tokenizers']
 EXTRAS = {
     'policy': POLICY,
     'sim': ['mujoco>=4', 'rtb-data'],
-    'bag': ['rosbags>=0.11'],
+    'bag': ['rosbags>=0.11', 'lz4'],
     'convert': [*POLICY, 'transformers', 'sentencepiece'],
     'train': [*POLICY, 'pyarrow', 'av', 'matplotlib'],
     'annotate': ['transformers', 'google-genai', 'scipy', 'pyarrow'],

@@ -65,7 +65,8 @@ RULES = {
         third_lazily='transformers google scipy ray PIL',
     ),
     'training': Rule(
-        'core networks checkpoints processing data robots', 'torch numpy cv2 matplotlib'
+        'core networks checkpoints processing data robots',
+        'torch numpy cv2 matplotlib yaml',  # a run writes down its whole recipe
     ),
     'evaluation': Rule('core robots policies runtime simulation data', 'numpy cv2 matplotlib'),
     'ros': Rule(
