@@ -19,6 +19,7 @@ from spear_ros.core.geometry import (
 from spear_ros.core.types import ActionChunk
 from spear_ros.robots.kinematics import forward
 from spear_ros.robots.registry import get_robot
+from spear_ros.robots.spec import RobotSpec
 from spear_ros.runtime.executor import (
     Command,
     DriverState,
@@ -40,13 +41,13 @@ class Rig:
 
     def __init__(
         self,
-        robot: str = 'fr3',
+        robot: str | RobotSpec = 'fr3',
         settings: ExecutorSettings | None = None,
         *,
         lag_s: float = 0.05,
         steady: bool = True,
     ) -> None:
-        self.robot = get_robot(robot)
+        self.robot = get_robot(robot) if isinstance(robot, str) else robot
         self.limits = load_limits(self.robot)
         self.now_ns = START_NS
         self.steady_ns = 5_000_000_000

@@ -107,7 +107,7 @@ def oracle(chunk: ActionChunk, gate_limits, robot, now_ns: int, T_measured) -> b
     if not all(math.isfinite(x) for x in numbers):
         return False
     for q in (*chunk.q_base_ee, chunk.anchor_q):
-        if abs(math.sqrt(sum(x * x for x in q)) - 1.0) > 1.1e-3:
+        if abs(math.hypot(*q) - 1.0) > 1.1e-3:
             return False
     p_m, q_m = pose_parts(T_measured)
     if math.dist(p_m, chunk.anchor_p) > gate_limits.anchor_tolerance_m * TOLERANCE:

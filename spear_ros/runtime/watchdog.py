@@ -26,6 +26,7 @@ FROZEN_MOVED_M = 0.005
 FROZEN_MOVED_RAD = float(np.radians(1.0))
 # Less than this between two commands is standing still.
 _STILL = 1e-5
+_REST_S = 0.5
 # After a jump the arm may really be there: this many samples that agree make the new baseline.
 _REBASE_SAMPLES = 5
 _HISTORY_S = 2.0
@@ -114,9 +115,11 @@ class JointWatch:
         self._history: deque[tuple[int, FloatArray]] = deque()
         self._outlier: tuple[int, FloatArray] | None = None
         self._agreeing = 0
-        self._moving_since: tuple[int, FloatArray] | None = None
-        """Time and command from which on the readings have not changed and the command moved."""
-        self._last_command = np.eye(4)
+        self._reference: FloatArray | None = None
+        """Command at the last change of the readings; None = take the next one."""
+        self._last_command: tuple[int, FloatArray] | None = None
+        self._moving_s = self._still_s = 0.0
+        self._farthest = (0.0, 0.0)
         self.q: FloatArray | None = None
         """Newest credible joint angles (n,)."""
 
@@ -146,7 +149,7 @@ class JointWatch:
         if skew is not None:
             return skew
         if self.q is None or not np.array_equal(values, self.q):
-            self._moving_since = None
+            self._reference = None
         self.q = values
         self._remember(stamp_ns, values)
         return None
@@ -168,35 +171,41 @@ class JointWatch:
 
     def frozen(self, now_ns: int, T_command: FloatArray) -> Finding | None:
         """Bit-identical readings although the command moved: old data with fresh stamps."""
-        reference = self._moving_since
-        if reference is None or max(_apart(T_command, self._last_command)) <= _STILL:
-            self._moving_since = (now_ns, T_command)
-            self._last_command = T_command
+        last, self._last_command = self._last_command, (now_ns, T_command)
+        if last is None or self._reference is None:
+            self._reference, self._moving_s, self._still_s = T_command, 0.0, 0.0
+            self._farthest = (0.0, 0.0)
             return None
-        self._last_command = T_command
-        still_s = (now_ns - reference[0]) * 1e-9
-        if still_s <= FROZEN_S:
-            return None
-        moved, turned = _apart(T_command, reference[1])
-        if moved <= FROZEN_MOVED_M and turned <= FROZEN_MOVED_RAD:
+        dt = (now_ns - last[0]) * 1e-9
+        if max(_apart(T_command, last[1])) > _STILL:
+            self._moving_s, self._still_s = self._moving_s + dt, 0.0
+        else:
+            self._still_s += dt
+            if self._still_s > _REST_S:
+                self._reference = None  # what counts begins when the command moves again
+                return None
+        moved, turned = _apart(T_command, self._reference)
+        moved, turned = max(moved, self._farthest[0]), max(turned, self._farthest[1])
+        self._farthest = (moved, turned)
+        if self._moving_s <= FROZEN_S or (moved <= FROZEN_MOVED_M and turned <= FROZEN_MOVED_RAD):
             return None
         return Finding(
             Reason.JOINTS_FROZEN,
-            f'joint readings have not changed for {still_s:.2f} s while the command moved '
+            f'joint readings have not changed while the command moved for {self._moving_s:.2f} s, '
             f'{moved * 1e3:.1f} mm and {np.degrees(turned):.1f} deg; check the driver and the '
             'brakes.',
         )
 
     def restart(self) -> None:
         """Forget the frozen watch's reference (the command starts anew)."""
-        self._moving_since = None
+        self._reference = self._last_command = None
 
     def forget(self) -> None:
         """Forget everything (the clock jumped)."""
         self.meter.forget()
         self._history.clear()
         self._outlier, self._agreeing, self.q = None, 0, None
-        self._moving_since = None
+        self._reference = self._last_command = None
 
     def _ordered(self, names: Sequence[str], q: FloatArray) -> FloatArray | Finding:
         key = tuple(names)
