@@ -65,6 +65,8 @@ RECEPTACLES = tuple(s.name for s in SHAPES.values() if s.receptacle)
 SIZE_VARIATION = (0.94, 0.965, 0.99, 1.01, 1.035, 1.06)
 """Sizes of the graspable slots of the model, relative to the catalogue."""
 N_GRASPABLE_SLOTS = len(SIZE_VARIATION)
+TALLEST_M = 2 * max(s.half_extents[2] for s in SHAPES.values()) * max(SIZE_VARIATION)
+"""Height of the tallest thing on a table, at scale 1."""
 
 HELD_OUT_COMBINATIONS = frozenset(
     {

@@ -15,7 +15,7 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.geometry import matrix_to_quat, quat_exp, quat_log, quat_to_matrix
 from spear_ros.core.types import FloatArray, RobotState
 from spear_ros.robots.spec import RobotSpec
-from spear_ros.simulation.catalogue import TABLE_Z_M, Shape, split_name
+from spear_ros.simulation.catalogue import TABLE_Z_M, TALLEST_M, Shape, split_name
 from spear_ros.simulation.grippers import GripperGeometry
 from spear_ros.simulation.layout import ARENAS
 from spear_ros.simulation.tasks import DIRECTIONS, PICK, PUSH, TOUCH, Task
@@ -93,6 +93,9 @@ class Expert:
         self._R_down = _upright(T_base_ee_home[:3, :3] @ self._T_ee_tcp[:3, :3])
         self._table = TABLE_Z_M
         self._clear = self._table + 0.15 * self._scale
+        # Lower than this the palm would sit on a tall neighbour, or on what is being pushed.
+        palm_free = self._table + TALLEST_M * self._scale - gripper.palm_m + 0.003
+        self._lowest = max(self._table + gripper.tip_m + 0.004, palm_free)
 
     def plan(
         self,
@@ -127,7 +130,13 @@ class Expert:
         return Plan(targets, gripper)
 
     def aim(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
-        """Decide where the tool should head from ``tool``."""
+        """Decide where the tool should head from ``tool``; never far outside the arena."""
+        aim = self._aim(task, tool, objects)
+        (x0, x1), (y0, y1), margin = self._arena.x, self._arena.y, 0.09 * self._scale
+        p = np.clip(aim.p, [x0 - margin, y0 - margin, 0.0], [x1 + margin, y1 + margin, 1.0])
+        return replace(aim, p=p)
+
+    def _aim(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         if task.family == TOUCH:
             return self._aim_touch(task, tool, objects)
         if task.family == PUSH:
@@ -159,7 +168,7 @@ class Expert:
         reach = _extent(shape, T, d) * self._scale + half_tool
         along = float((tool.p[:2] - T[:2, 3]) @ d)
         across = float((tool.p[:2] - T[:2, 3]) @ side)
-        low = self._table + self.gripper.tip_m + 0.010 * self._scale
+        low = max(self._table + self.gripper.tip_m + 0.010 * self._scale, self._lowest)
         lane = 0.012 * self._scale
         if tool.p[2] < low + 0.012 * self._scale and along < -0.6 * reach and abs(across) < lane:
             return self._aim_shove(tool, T, d, side, across, low)
@@ -180,7 +189,7 @@ class Expert:
         T = objects[task.target]
         shape = split_name(task.target)[1]
         yaw = self._grasp_yaw(shape, T, self._yaw(tool))
-        low = max(T[2, 3], self._table + self.gripper.tip_m + 0.003)
+        low = max(T[2, 3], self._lowest)
         offset = np.linalg.norm(tool.p[:2] - T[:2, 3])
         turn = abs(_wrap(yaw - self._yaw(tool)))
         closing = tool.opening < 0.93

@@ -28,6 +28,8 @@ class GripperGeometry:
     ee_tcp_rpy: tuple[float, float, float]
     tip_m: float
     """From the tool frame to the finger tips along the approach."""
+    palm_m: float
+    """From the tool frame back to the hand's body, which is wider than the fingers."""
     max_width_m: float
     """Gap between the pads when fully open (opening = 1)."""
     finger_closed_m: float
@@ -68,6 +70,7 @@ FRANKA_HAND = GripperGeometry(
     ee_tcp_xyz=(0.0, 0.0, 0.1034),
     ee_tcp_rpy=(0.0, 0.0, -np.pi / 4),
     tip_m=0.0089,
+    palm_m=0.0374,
     max_width_m=0.08,
     finger_closed_m=0.0,
     finger_open_m=0.04,
@@ -82,6 +85,7 @@ ROBOTIQ_2F85 = GripperGeometry(
     ee_tcp_xyz=(0.0, 0.0, 0.145),
     ee_tcp_rpy=(0.0, 0.0, 0.0),
     tip_m=0.011,
+    palm_m=0.051,
     max_width_m=0.085,
     finger_closed_m=0.0,
     finger_open_m=0.0425,
@@ -97,6 +101,7 @@ WIDOWX = GripperGeometry(
     ee_tcp_xyz=(0.005, 0.0, 0.0),
     ee_tcp_rpy=(0.0, np.pi / 2, 0.0),
     tip_m=0.0106,
+    palm_m=0.0406,
     # Bridge's convention: opening = (left_finger - 0.010) / 0.025 (bridge_data_robot).
     max_width_m=0.048,
     finger_closed_m=0.010,
