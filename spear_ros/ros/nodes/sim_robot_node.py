@@ -13,7 +13,12 @@ from rclpy.node import Node
 from spear_ros.core.errors import UserError
 from spear_ros.robots.registry import get_robot
 from spear_ros.ros.config import RobotConfig, WiringParameters, robot_config
-from spear_ros.ros.control_loop import ordinary_priority, prepare_process
+from spear_ros.ros.control_loop import (
+    ordinary_priority,
+    prepare_process,
+    raise_priority,
+    realtime_wanted,
+)
 from spear_ros.ros.diagnostics import ERROR, OK, WARN, Diagnosis, Diagnostics
 from spear_ros.ros.lifecycle import run_node
 from spear_ros.ros.parameters import declare_parameters
@@ -27,6 +32,7 @@ from spear_ros.simulation.world import World
 
 _POLL_HZ = 50.0
 _SLOW_S = 0.02
+_CAMERA_PRIORITY = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +116,12 @@ class SimRobotNode(Node):
 
     def _run_cameras(self) -> None:
         assert self._cameras is not None
-        ordinary_priority()  # a picture may be late, a joint state may not
         try:
+            ordinary_priority()  # for the renderer's own threads: a picture may be late
+            self._cameras.open()
+            if realtime_wanted():
+                # Python's lock, held by a thread that waits for a core, would delay the physics.
+                raise_priority(_CAMERA_PRIORITY)
             self._cameras.run(self._stop)
         except UserError as error:
             # Without OpenGL the robot side still works; say once what is missing.

@@ -71,6 +71,11 @@ class CameraStreams:
         self.frames = 0
         """Rounds of pictures so far."""
 
+    def open(self) -> None:
+        """Open the renderer and draw once; the calling thread owns the pictures from now on."""
+        for stream in self._streams:
+            self._world.render(stream.camera)
+
     def run(self, stop: threading.Event) -> None:
         """Render and publish until ``stop``; in the thread that owns the pictures."""
         try:
