@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
         nonlocal count
         count += 1
         total = len(config.families) * config.episodes
-        print(f'{count}/{total} {result.instruction}: {result.outcome}', file=sys.stderr)
+        reason = f' ({result.reason})' if result.reason else ''
+        print(f'{count}/{total} {result.instruction}: {result.outcome}{reason}', file=sys.stderr)
 
     try:
         results = roll_out(world, policy, load_limits(robot), config, progress)

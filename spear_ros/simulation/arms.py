@@ -56,7 +56,8 @@ class ImpedanceArm:
         return site_pose(self._data, self._site)
 
     def settle(self) -> None:
-        """Take the present pose as the target."""
+        """Take the present pose as the target and the present posture as the null space's."""
+        self.controller.q_posture_rad = self._data.qpos[self._index.qpos]
         self.controller.reset(self.T_base_ee())
 
     def actuate(self, dt_s: float) -> None:

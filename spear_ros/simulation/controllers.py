@@ -23,18 +23,27 @@ class ImpedanceGains:
     damping: tuple[float, float] = (60.0, 10.0)
     """Ns/m and Nms/rad."""
     clip: tuple[float, float] = (0.1, 0.5)
-    """Largest error that is acted on, m and rad (norm of each part)."""
+    """Largest error that is acted on, m and rad, per axis of the end-effector frame."""
     filter_per_ms: float = 0.1
     """Exponential filter of the target, per 1 kHz step."""
-    nullspace_stiffness: float = 10.0
-    nullspace_damping: float = 3.0
+    nullspace_stiffness: float = 5.0
+    """Nm/rad towards the posture at activation; the damping is crisp's 2 sqrt(stiffness)."""
     max_torque_rate_nm_ms: float = 0.5
     """crisp's ``max_delta_tau`` per 1 kHz cycle."""
+
+    @property
+    def nullspace_damping(self) -> float:
+        """Nms/rad."""
+        return 2.0 * math.sqrt(self.nullspace_stiffness)
 
 
 @dataclass(slots=True)
 class CartesianImpedance:
-    """Torques that pull the end-effector to a filtered target pose. No time-out, no NaN check."""
+    """Torques that pull the end-effector to a filtered target pose. No time-out, no NaN check.
+
+    Left out of crisp's law: the repulsion from joint limits (the simulated joints have stops) and
+    the friction model (the simulated joints have none).
+    """
 
     torque_limit_nm: FloatArray
     q_posture_rad: FloatArray
@@ -93,10 +102,12 @@ class CartesianImpedance:
 
     def _error(self, T_base_ee: FloatArray) -> FloatArray:
         """Clipped error (6,) of the filtered target, base axes."""
+        R, (metres, radians) = T_base_ee[:3, :3], self.gains.clip
+        offset = R.T @ (self.filtered_p - T_base_ee[:3, 3])
+        turn = R.T @ rotation_vector(self.filtered_R @ R.T)
         error = np.empty(6)
-        error[:3] = _clip_norm(self.filtered_p - T_base_ee[:3, 3], self.gains.clip[0])
-        turn = rotation_vector(self.filtered_R @ T_base_ee[:3, :3].T)
-        error[3:] = _clip_norm(turn, self.gains.clip[1])
+        error[:3] = R @ np.minimum(np.maximum(offset, -metres), metres)
+        error[3:] = R @ np.minimum(np.maximum(turn, -radians), radians)
         return error
 
 
@@ -207,8 +218,3 @@ def rotation_matrix(v: FloatArray) -> FloatArray:
             [b * x * z - a * y, b * y * z + a * x, 1 - b * (x * x + y * y)],
         ]
     )
-
-
-def _clip_norm(v: FloatArray, limit: float) -> FloatArray:
-    norm = math.sqrt(float(v @ v))
-    return v if norm <= limit else v * (limit / norm)

@@ -61,7 +61,7 @@ def test_an_error_pulls_with_the_stiffness_of_crisp(axis):
 
 def test_a_far_target_pulls_no_harder_than_at_the_clip():
     near, far = impedance(), impedance()
-    for controller, metres in ((near, 0.1), (far, 0.5)):
+    for controller, metres in ((near, 0.16), (far, 0.5)):
         target = kinematics.forward(ROBOT, HOME)
         target[1, 3] += metres
         controller.set_target(target)
