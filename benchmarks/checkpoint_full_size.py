@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def measure(name: str, command: list) -> dict:
     """Run a process and sample its resident memory; the baseline of an interpreter is in it."""
     root = Path(__file__).parents[1]
     environment = {**os.environ, 'PYTHONPATH': str(root)}
+    before = cpu_seconds()
     started = time.perf_counter()
     process = subprocess.Popen(
         [str(c) for c in command], stdout=subprocess.PIPE, text=True, cwd=root, env=environment
@@ -116,6 +118,7 @@ def measure(name: str, command: list) -> dict:
     if process.returncode != 0:
         raise SystemExit(f'{name} failed')
     values = {f'{name}_s': time.perf_counter() - started}
+    values[f'{name}_cpu_s'] = cpu_seconds() - before
     values |= {
         f'{name}_peak_anon_gb': peak['RssAnon'] / 1e9,
         f'{name}_peak_rss_gb': peak['VmRSS'] / 1e9,
@@ -123,6 +126,12 @@ def measure(name: str, command: list) -> dict:
     show(name, values)
     print(out.strip(), flush=True)
     return values | ({'load_out': out} if name == 'load' else {})
+
+
+def cpu_seconds() -> float:
+    """User and system time of all finished children: hardly depends on what else runs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def resident(pid: int) -> dict[str, int]:
