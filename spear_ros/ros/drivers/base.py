@@ -182,6 +182,7 @@ class RateMeter:
         """Count one message; return the rate of the last full window."""
         if self._start is None:
             self._start = now_s
+            return self.rate_hz
         self._count += 1
         elapsed = now_s - self._start
         if elapsed >= 1.0:

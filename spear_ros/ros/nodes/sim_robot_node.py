@@ -49,6 +49,9 @@ class SimParameters:
     compressed: bool = field(
         default=False, metadata={'description': 'publish <topic>/compressed as well'}
     )
+    faults: tuple[str, ...] = field(
+        default=('',), metadata={'description': 'commands as for /sim/fault, thrown at start'}
+    )
     shadows: bool = field(
         default=False, metadata={'description': 'prettier pictures, three to six times slower'}
     )
@@ -70,6 +73,8 @@ class SimRobotNode(Node):
         self.world = World(spec, config.gripper, seed=parameters.seed, shadows=parameters.shadows)
         self.world.reset_scene(parameters.seed, parameters.family)
         self.faults = FaultBoard()
+        for line in filter(None, parameters.faults):
+            self.faults.command(line)
         self._now = lambda: self.get_clock().now().nanoseconds
         clock = TwinClock(self._now, self.faults)
         self._twin = make_twin(self, self.world, config, self.faults, clock)

@@ -81,7 +81,8 @@ class FrankaTwin:
             LATCHED,
         )
         self._state_message = self._new_robot_state()
-        node.create_subscription(PoseStamped, franka.target_pose_topic, self._on_target, COMMAND)
+        profile = LATCHED if self._faults.active('qos_mismatch') else COMMAND
+        node.create_subscription(PoseStamped, franka.target_pose_topic, self._on_target, profile)
 
     def _create_services(self) -> None:
         node, franka = self._node, self._config

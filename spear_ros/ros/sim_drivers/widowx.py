@@ -13,7 +13,7 @@ from sensor_msgs.msg import JointState
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import RobotConfig
 from spear_ros.ros.drivers.base import messages
-from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_RELIABLE
+from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_RELIABLE, LATCHED
 from spear_ros.ros.sim_drivers.base import TwinClock, publish_joints
 from spear_ros.ros.sim_drivers.faults import FaultBoard
 from spear_ros.ros.sim_drivers.lines import JointLine, JointSample
@@ -53,7 +53,7 @@ class WidowxTwin:
             msgs.JointGroupCommand,
             f'{namespace}/commands/joint_group',
             self._on_group,
-            COMMAND_QUEUE,
+            LATCHED if self._faults.active('qos_mismatch') else COMMAND_QUEUE,
         )
         node.create_subscription(
             msgs.JointSingleCommand,

@@ -1,13 +1,18 @@
 """What the drivers conclude from what robots say about themselves."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.reasons import Reason
+from spear_ros.robots.registry import get_robot
+from spear_ros.ros.config import load_robot_config
+from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
-from spear_ros.ros.drivers.franka import FrankaHealth
+from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
 from spear_ros.ros.drivers.widowx import EffortGuard, error_text
 
 HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
@@ -101,3 +106,25 @@ def test_rate_meter_measures_full_seconds():
 def test_missing_message_package_is_one_sentence():
     with pytest.raises(UserError, match='no_such_msgs is missing'):
         messages('no_such_msgs.msg')
+
+
+def test_stream_of_a_kilohertz_is_refused_with_a_sentence():
+    clock = SimpleNamespace(now=0.0)
+    destroyed, taken = [], []
+    node = SimpleNamespace(
+        get_clock=lambda: SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=0)),
+        destroy_subscription=destroyed.append,
+    )
+    driver = FrankaDriver(
+        node, get_robot('fr3'), load_robot_config('franka'), None, lambda: clock.now
+    )
+    driver._sink = SimpleNamespace(on_joints=lambda *sample: taken.append(sample))
+    driver._joints = 'the subscription'
+    message = joint_state_msg(0, ['fr3_joint1'], [0.0])
+    while not destroyed:
+        driver._on_joints(message)
+        clock.now += 0.001
+        assert clock.now < 3.0
+    assert destroyed == ['the subscription']
+    assert 'convenience_publish_rate' in driver.health.rate_problem
+    assert '1000 Hz' in driver.health.rate_problem
