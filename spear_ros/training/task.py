@@ -86,7 +86,7 @@ class Task(ABC, Generic[C]):
     def export(self, folder: Path, state: Mapping[str, Tensor], *, ema: bool) -> str:
         """Write the trained weights in the form that others load; return its id or hash."""
 
-    def after_backward(self, module: nn.Module) -> None:  # noqa: B027  most tasks need nothing
+    def after_backward(self, module: nn.Module) -> None:
         """Change gradients before they are clipped."""
 
     def evaluate(self, module: nn.Module, place: Place) -> dict[str, float]:

@@ -159,9 +159,7 @@ class Trainer:
             counters={'bad_updates': 0.0, 'bad_batches': 0.0},
         )
         self._stream: BatchStream = self.task.stream(place)
-        self._checkpoints = CheckpointFolder(
-            self.folder / 'checkpoints', place, config.saving.keep
-        )
+        self._checkpoints = CheckpointFolder(self.folder / 'checkpoints', place, config.saving.keep)
         data = self._checkpoints.load_latest(self.state, self._log.say)
         if data is not None:
             self._stream.load_state_dict(data)

@@ -80,9 +80,7 @@ class VlaModule(nn.Module):
         pairs = list(zip(model.vlm.language.blocks, model.expert.blocks, strict=True))
         for pair in pairs[:-1]:
             x_BPD, s_BSD = self._run(joint_layer, pair, (x_BPD, s_BSD), factors, mask)
-        s_BSD = self._run(
-            last_joint_layer, pairs[-1], (x_BPD, s_BSD), factors, mask[:, :, prefix:]
-        )
+        s_BSD = self._run(last_joint_layer, pairs[-1], (x_BPD, s_BSD), factors, mask[:, :, prefix:])
         return model.expert.velocity(s_BSD[:, 1:].reshape(len(actions), horizon, -1))
 
     def _sample(self, inputs: PrefixInputs, proprio: Tensor, noise: Tensor) -> Tensor:

@@ -228,7 +228,9 @@ class VlaTask(Task[VlaConfig]):
             proprio=to_device(proprio, device),
             noise=to_device(noise, device),
         ).cpu()
-        metres = [denormalize_translation(a[..., TRANSLATION], self.stats) for a in (found, actions)]
+        metres = [
+            denormalize_translation(a[..., TRANSLATION], self.stats) for a in (found, actions)
+        ]
         position = 1e3 * (metres[0] - metres[1]).norm(dim=-1)
         cosine = (found[..., ROTATION] * actions[..., ROTATION]).sum(-1).abs().clamp(max=1.0)
         angle = torch.rad2deg(2 * torch.acos(cosine))

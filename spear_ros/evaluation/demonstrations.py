@@ -1,0 +1,437 @@
+"""Demonstrations of the simulated tasks: what the cameras see, and what the expert would do there.
+
+Episodes run in lockstep through observation buffer, executor and controller, so that the pictures
+and states are those of a roll-out. The label of a sample is the expert's plan FROM the state of the
+sample, not what the robot then did: the executed chunk may be disturbed (an offset that wanders, an
+excursion to a random place, a gripper that opens or closes at the wrong time) and the sample still
+says how to go on from there. So the policy learns to recover from errors that the expert never
+makes (noise injection with relabelling, as in DART, arXiv 1703.09327, and DAgger, 1011.0686).
+
+The expert remembers nothing, so a picture can also be labelled for another instruction: the same
+scene, another object. ``relabel`` adds such samples; they are what makes a policy listen.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from spear_ros.core.errors import UserError
+from spear_ros.core.geometry import pose_parts, quat_exp, quat_multiply, quat_to_matrix
+from spear_ros.core.types import (
+    EXTERNAL,
+    WRIST,
+    ActionChunk,
+    ActionSpec,
+    FloatArray,
+    ImageArray,
+    Observation,
+)
+from spear_ros.data.samples import PictureSettings, Sample
+from spear_ros.data.shards import DatasetCard
+from spear_ros.evaluation.lockstep import Lockstep
+from spear_ros.policies.base import ChunkPrefix, PolicyInfo
+from spear_ros.runtime.safety import SafetyLimits
+from spear_ros.runtime.state_machine import State
+from spear_ros.simulation.expert import Expert, Plan
+from spear_ros.simulation.grippers import GripperGeometry
+from spear_ros.simulation.layout import ARENAS
+from spear_ros.simulation.tasks import (
+    DIRECTIONS,
+    FAMILIES,
+    PUSH,
+    PUT,
+    TRAINING_SEEDS,
+    Task,
+    wordings,
+)
+from spear_ros.simulation.world import Scene, World
+
+Fit = Callable[[ImageArray, tuple[int, int]], ImageArray]
+"""Brings a picture to (rows, columns); the network's own function, so that training sees what the
+robot will."""
+
+NAME = 'demonstrator'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemonstrationSettings:
+    """How demonstrations are made; written into the card of the shards."""
+
+    families: tuple[str, ...] = FAMILIES
+    clean: float = 0.3
+    """Share of episodes without disturbance."""
+    offset_m: float = 0.012
+    """Standard deviation of the wandering offset, at scale 1."""
+    turn_rad: float = 0.08
+    excursion: float = 0.06
+    """Chance per chunk that an excursion begins; every disturbed episode may start with one."""
+    wrong_gripper: float = 0.03
+    """Chance per chunk that the gripper does the opposite for one chunk."""
+    relabel: float = 0.5
+    """Further samples per sample, for other instructions about the same scene."""
+    speed: float = 0.5
+    """Share of the nominal speeds that the expert uses."""
+    limit_s: float = 20.0
+    after: int = 2
+    """Samples kept after success."""
+    external_size: tuple[int, int] = (168, 224)
+    wrist_size: tuple[int, int] = (112, 112)
+    jpeg_quality: int = 95
+
+    def __post_init__(self) -> None:
+        for family in self.families:
+            if family not in FAMILIES:
+                raise UserError(f'families: "{family}" is not one of {", ".join(FAMILIES)}.')
+        for name in ('clean', 'excursion', 'wrong_gripper'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f'{name} = {getattr(self, name)} must lie between 0 and 1.')
+        if not 0 <= self.relabel <= 10:
+            raise UserError(f'relabel = {self.relabel} must lie between 0 and 10.')
+
+    @property
+    def pictures(self) -> PictureSettings:
+        """As the card of the shards says it."""
+        return PictureSettings(
+            external_size=self.external_size,
+            wrist_size=self.wrist_size,
+            jpeg_quality=self.jpeg_quality,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """One episode."""
+
+    samples: tuple[Sample, ...]
+    outcome: str
+    """``success``, ``timeout``, or why the robot stopped."""
+
+
+def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: str) -> DatasetCard:
+    """Card of a folder of demonstrations."""
+    s = settings
+    return DatasetCard(
+        name=name,
+        spec=spec,
+        label='commanded',
+        pictures=s.pictures,
+        source=(
+            f'simulator, expert at speed {s.speed:g}, clean {s.clean:g}, offset {s.offset_m:g} m, '
+            f'turn {s.turn_rad:g} rad, excursion {s.excursion:g}, wrong gripper '
+            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, families {" ".join(s.families)}'
+        ),
+    )
+
+
+def check_seeds(seeds: range) -> None:
+    """Refuse seeds that are kept for validation and for published figures.
+
+    Raises:
+        UserError: a seed outside of the training range.
+    """
+    if not seeds or seeds.start < TRAINING_SEEDS.start or seeds.stop > TRAINING_SEEDS.stop:
+        raise UserError(
+            f'seeds {seeds.start}:{seeds.stop} must be a range within {TRAINING_SEEDS.start}:'
+            f'{TRAINING_SEEDS.stop}; the others are held out.'
+        )
+
+
+class Demonstrator:
+    """Runs episodes in one world and returns their samples.
+
+    Args:
+        world: with the robot; pictures are rendered in this thread.
+        expert: for the same robot.
+        limits: safety limits in force.
+        spec: frames, rate and horizon of the samples.
+        settings: see :class:`DemonstrationSettings`.
+        fit: see :data:`Fit`.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        expert: Expert,
+        limits: SafetyLimits,
+        spec: ActionSpec,
+        settings: DemonstrationSettings,
+        fit: Fit,
+    ) -> None:
+        self._world, self._settings = world, settings
+        self._policy = _DisturbedExpert(world, expert, spec, settings, fit)
+        self._system = Lockstep(world, self._policy, limits)
+
+    def episode(self, family: str, seed: int) -> Demonstration:
+        """Run the task ``family`` on the scene of ``seed``, from home to shortly after success."""
+        system, world = self._system, self._world
+        system.disarm()
+        scene = world.reset_scene(seed, family)
+        trouble = system.arm_and_home()
+        if trouble:
+            return Demonstration(samples=(), outcome=trouble)
+        world.set_task(scene.task)
+        self._policy.begin(scene)
+        system.set_instruction(scene.instruction)
+        outcome = self._run()
+        system.disarm()
+        return Demonstration(samples=tuple(self._policy.samples), outcome=outcome)
+
+    def _run(self) -> str:
+        system = self._system
+        end = system.now_ns() + round(self._settings.limit_s * 1e9)
+        after = 0
+        while system.now_ns() < end:
+            chunks = system.stats.chunks
+            system.step()
+            if self._world.task_succeeded():
+                after += system.stats.chunks - chunks
+                if after >= self._settings.after:
+                    return 'success'
+            snapshot = system.executor.snapshot()
+            if snapshot.state in (State.FAULT, State.DISARMED):
+                return f'{snapshot.reason.name}: {snapshot.text}'
+        return 'timeout'
+
+
+class _DisturbedExpert:
+    """A policy that plans cleanly, keeps what it saw and planned, and hands out something else."""
+
+    def __init__(
+        self,
+        world: World,
+        expert: Expert,
+        spec: ActionSpec,
+        settings: DemonstrationSettings,
+        fit: Fit,
+    ) -> None:
+        self._world, self._expert, self._spec = world, expert, spec
+        self._settings, self._fit = settings, fit
+        self.samples: list[Sample] = []
+        self._scene: Scene | None = None
+
+    def begin(self, scene: Scene) -> None:
+        """Forget the last episode."""
+        self.samples = []
+        self._scene = scene
+        self._rng = np.random.default_rng([scene.seed, FAMILIES.index(scene.family), 0xDE30])
+        self._disturbance = _Disturbance(self._rng, self._settings, self._world.gripper)
+
+    def describe(self) -> PolicyInfo:
+        """Looks at both cameras and at the true poses."""
+        return PolicyInfo(
+            name=NAME,
+            checkpoint_id=NAME,
+            spec=self._spec,
+            cameras=(EXTERNAL, WRIST),
+            privileged=True,
+        )
+
+    def warm_up(self) -> None:
+        """Nothing to warm up."""
+
+    def reset(self) -> None:
+        """Nothing is remembered between chunks but the disturbance, which begins with a scene."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def infer(self, observation: Observation, prefix: ChunkPrefix | None = None) -> ActionChunk:
+        """Plan, keep the sample, disturb."""
+        assert self._scene is not None
+        plan = self._plan(self._scene.task, observation)
+        self._keep(observation, plan)
+        executed = self._disturbance.apply(plan, observation.state.T_base_ee, self._spec.step_s)
+        p, q = pose_parts(executed.T_base_ee)
+        anchor_p, anchor_q = pose_parts(observation.state.T_base_ee)
+        return ActionChunk(
+            t_obs_ns=observation.t_obs_ns,
+            step_s=self._spec.step_s,
+            embodiment=self._spec.embodiment,
+            base_frame=self._spec.base_frame,
+            ee_frame=self._spec.ee_frame,
+            p_base_ee=p,
+            q_base_ee=q,
+            gripper=executed.gripper,
+            anchor_p=anchor_p,
+            anchor_q=anchor_q,
+            instruction_id=observation.instruction_id,
+            checkpoint_id=NAME,
+        )
+
+    def _plan(self, task: Task, observation: Observation) -> Plan:
+        spec = self._spec
+        return self._expert.plan(
+            task, observation.state, observation.privileged, spec.horizon, spec.step_s
+        )
+
+    def _keep(self, observation: Observation, plan: Plan) -> None:
+        """Store the sample, and with some chance others for other instructions."""
+        assert self._scene is not None
+        scene, rng = self._scene, self._rng
+        pictures = {
+            camera: self._encode(observation.images[camera].image, size)
+            for camera, size in (
+                (EXTERNAL, self._settings.external_size),
+                (WRIST, self._settings.wrist_size),
+            )
+            if camera in observation.images
+        }
+        self._add(observation, pictures, scene.task, plan)
+        whole, part = divmod(self._settings.relabel, 1.0)
+        for _ in range(int(whole) + int(rng.random() < part)):
+            task = other_task(scene, self._settings.families, rng)
+            self._add(observation, pictures, task, self._plan(task, observation))
+
+    def _add(
+        self, observation: Observation, pictures: Mapping[str, bytes], task: Task, plan: Plan
+    ) -> None:
+        assert self._scene is not None
+        key = f'{self._world.robot.name}-{self._scene.family}-{self._scene.seed:07d}'
+        texts = wordings(task)
+        # The canonical wording is the one that is asked for most often.
+        number = 0 if self._rng.random() < 0.5 else int(self._rng.integers(len(texts)))
+        self.samples.append(
+            Sample(
+                key=f'{key}-{len(self.samples):05d}',
+                dataset=f'sim_{self._world.robot.name}',
+                embodiment=self._spec.embodiment,
+                instruction=texts[number],
+                numbers=_numbers(observation, plan),
+                external=pictures[EXTERNAL],
+                wrist=pictures.get(WRIST),
+                info={'family': task.family, 'scene': self._scene.seed},
+            )
+        )
+
+    def _encode(self, image: ImageArray, size: tuple[int, int]) -> bytes:
+        fitted = cv2.cvtColor(self._fit(image, size), cv2.COLOR_RGB2BGR)
+        options = [
+            cv2.IMWRITE_JPEG_QUALITY,
+            self._settings.jpeg_quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,  # small coloured things are the whole point
+        ]
+        ok, encoded = cv2.imencode('.jpg', fitted, options)
+        assert ok
+        return encoded.tobytes()
+
+
+class _Disturbance:
+    """What goes wrong in one episode."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        settings: DemonstrationSettings,
+        gripper: GripperGeometry,
+    ) -> None:
+        self._rng, self._settings, self._gripper = rng, settings, gripper
+        self._scale = gripper.object_scale
+        self._arena = ARENAS[gripper.family]
+        self._active = rng.random() >= settings.clean
+        self._offset = np.zeros(4)
+        self._away: FloatArray | None = None
+        self._chunks_away = 0
+        if self._active and rng.random() < 0.5:
+            self._leave()
+
+    def apply(self, plan: Plan, T_now: FloatArray, step_s: float) -> Plan:
+        """Return the chunk to execute in place of ``plan``."""
+        if not self._active:
+            return plan
+        settings, rng = self._settings, self._rng
+        if self._chunks_away == 0 and rng.random() < settings.excursion:
+            self._leave()
+        gripper = plan.gripper
+        if rng.random() < settings.wrong_gripper:
+            gripper = 1.0 - gripper
+        if self._chunks_away > 0:
+            assert self._away is not None
+            self._chunks_away -= 1
+            return Plan(self._towards(self._away, plan, T_now, step_s), gripper)
+        spread = np.array([settings.offset_m * self._scale] * 3 + [settings.turn_rad])
+        # An Ornstein-Uhlenbeck walk with a memory of about three chunks.
+        self._offset = 0.7 * self._offset + 0.71 * spread * rng.standard_normal(4)
+        return Plan(self._shifted(plan.T_base_ee), gripper)
+
+    def _leave(self) -> None:
+        arena, rng = self._arena, self._rng
+        self._chunks_away = int(rng.integers(2, 9))
+        self._away = np.array(
+            [
+                rng.uniform(arena.x[0] - 0.02, arena.x[1] + 0.02),
+                rng.uniform(arena.y[0] - 0.02, arena.y[1] + 0.02),
+                rng.uniform(0.04, 0.20) * self._scale,
+                rng.uniform(-0.5, 0.5),
+            ]
+        )
+
+    def _shifted(self, T: FloatArray) -> FloatArray:
+        """Move the targets aside, the first knot least: the chunk starts where the robot is."""
+        share = np.minimum(np.arange(1, len(T) + 1) / 2.0, 1.0)
+        moved = T.copy()
+        moved[:, :3, 3] += share[:, None] * self._offset[:3]
+        for i, s in enumerate(share):
+            turn = quat_to_matrix(quat_exp([0.0, 0.0, s * self._offset[3]]))
+            moved[i, :3, :3] = turn @ moved[i, :3, :3]
+        return moved
+
+    def _towards(
+        self, goal: FloatArray, plan: Plan, T_now: FloatArray, step_s: float
+    ) -> FloatArray:
+        """Targets that head for a place (tool height above the table) at the expert's pace."""
+        p, q = pose_parts(T_now)
+        # The finger tips hang below the end-effector frame.
+        tool = T_now @ self._gripper.T_ee_tcp
+        hang = float(p[2] - tool[2, 3] - self._gripper.tip_m * tool[2, 2])
+        aim = np.array([goal[0], goal[1], goal[2] + hang])
+        step = self._settings.speed * 0.35 * self._scale * step_s
+        moved = np.repeat(np.eye(4)[None], len(plan.T_base_ee), axis=0)
+        for i in range(len(moved)):
+            delta = aim - p
+            size = float(np.linalg.norm(delta))
+            p = p + delta * min(1.0, step / max(size, 1e-9))
+            q = quat_multiply(quat_exp([0.0, 0.0, goal[3] * 0.1]), q)
+            moved[i, :3, 3], moved[i, :3, :3] = p, quat_to_matrix(q)
+        return moved
+
+
+def other_task(scene: Scene, families: tuple[str, ...], rng: np.random.Generator) -> Task:
+    """Another instruction about the same scene, of one of ``families``."""
+    graspable = [o.name for o in scene.layout.objects if o.slot >= 0]
+    receptacles = [o.name for o in scene.layout.objects if o.slot < 0]
+    possible = [f for f in families if f != PUT or receptacles]
+    if not possible:
+        return scene.task
+    family = str(rng.choice(possible))
+    if family == PUSH:
+        graspable = [n for n in graspable if not n.endswith('_ball')] or graspable
+    target = str(rng.choice(graspable))
+    if family == PUSH:
+        return Task(family, target, direction=str(rng.choice(list(DIRECTIONS))))
+    if family == PUT:
+        return Task(family, target, receptacle=str(rng.choice(receptacles)))
+    return Task(family, target)
+
+
+def _numbers(observation: Observation, plan: Plan) -> FloatArray:
+    """The (1 + H, 9) array of a sample, see :mod:`spear_ros.data.samples`."""
+    p, q = pose_parts(plan.T_base_ee)
+    own_p, own_q = pose_parts(observation.state.T_base_ee)
+    numbers = np.ones((1 + len(p), 9))
+    numbers[0, :3], numbers[0, 3:7] = own_p, own_q
+    numbers[0, 7] = float(np.clip(observation.state.gripper, 0.0, 1.0))
+    numbers[1:, :3], numbers[1:, 3:7], numbers[1:, 7] = p, q, plan.gripper
+    return numbers
+
+
+def summary(outcomes: Mapping[str, int]) -> dict[str, Any]:
+    """Counts by outcome, the reasons of stops cut to their code."""
+    found: dict[str, int] = {}
+    for outcome, count in outcomes.items():
+        key = outcome.partition(':')[0]
+        found[key] = found.get(key, 0) + count
+    return found
