@@ -1,6 +1,6 @@
 """ChunkPlayer: turns chunks into a smooth target, sampled by now.
 
-How it works, and why it respects the nominal limits (doc/decisions/0003-chunk-player.md):
+How it works, and why it respects the nominal limits (doc/decisions/chunk_player.md):
 
 1. A chunk is a C1 curve r(tau) over chunk time (:mod:`chunk_path`), tau = 0 at t_obs. Without
    stretching tau = now - t_obs, so the steps that inference consumed fall away by themselves.
