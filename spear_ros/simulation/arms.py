@@ -82,11 +82,15 @@ class ServoArm:
 
     AMPERES_PER_NM = 2.3 / 4.1
     """Dynamixel XM430-W350 at 12 V: 4.1 Nm at 2.3 A (e-Manual)."""
+    PAIRED = (1, 2)
+    """Shoulder and elbow have a second motor (shadow) of which no current is reported."""
 
     def __init__(self, model: 'mujoco.MjModel', data: 'mujoco.MjData', robot: RobotSpec) -> None:
         self._data = data
         self._index = JointIndex(model, robot)
         self._gains = MotorGains()
+        self._motors = np.ones(len(robot.joints))
+        self._motors[list(self.PAIRED)] = 2.0
         self._limit = np.array(widowx.TORQUE_LIMIT_NM)
         self._torque = np.zeros(len(robot.joints))
         self.profile = TimeProfile(data.qpos[self._index.qpos])
@@ -109,7 +113,7 @@ class ServoArm:
     def effort(self) -> FloatArray:
         """Motor currents in mA, as xs_sdk reports them."""
         total = self._torque + self._data.qfrc_gravcomp[self._index.dof]
-        return 1e3 * self.AMPERES_PER_NM * total
+        return 1e3 * self.AMPERES_PER_NM * total / self._motors
 
 
 def site_pose(data: 'mujoco.MjData', site: int) -> FloatArray:

@@ -93,8 +93,9 @@ class Expert:
         self._R_down = _upright(T_base_ee_home[:3, :3] @ self._T_ee_tcp[:3, :3])
         self._table = TABLE_Z_M
         self._clear = self._table + 0.15 * self._scale
-        # Lower than this the palm would sit on a tall neighbour, or on what is being pushed.
-        palm_free = self._table + TALLEST_M * self._scale - gripper.palm_m + 0.003
+        # Lower than this the palm would sit on a tall neighbour, or on what is being pushed; 8 mm,
+        # because the arm overshoots by 5 when it comes down.
+        palm_free = self._table + TALLEST_M * self._scale - gripper.palm_m + 0.008
         self._lowest = max(self._table + gripper.tip_m + 0.004, palm_free)
 
     def plan(
