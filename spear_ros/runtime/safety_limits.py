@@ -115,18 +115,24 @@ def load_limits(robot: RobotSpec, path: Path | str | None = None) -> SafetyLimit
 
     Args:
         robot: its spec bounds every value.
-        path: a file; None = the installed ``config/safety/<family>.yaml``.
+        path: a file; None = the installed ``config/safety/<name>.yaml`` of this very model, else
+            ``<family>.yaml``.
 
     Raises:
         UserError: unreadable, incomplete, out of range, or looser than the robot allows.
     """
-    file = Path(path) if path else share_file(f'config/safety/{robot.family}.yaml')
+    file = Path(path) if path else _installed(robot)
     limits = load_yaml(file, SafetyLimits)
     try:
         limits.require_tighter_than(robot)
     except UserError as error:
         raise UserError(f'{file}: {error}') from None
     return limits
+
+
+def _installed(robot: RobotSpec) -> Path:
+    own = share_file('config/safety') / f'{robot.name}.yaml'
+    return own if own.is_file() else share_file(f'config/safety/{robot.family}.yaml')
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

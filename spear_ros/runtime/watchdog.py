@@ -74,7 +74,7 @@ class StreamMeter:
         """max(now - stamp, time since receipt); -1 when nothing was received."""
         if self.stamp_ns is None or self.received_ns is None:
             return -1.0
-        return (now_ns - min(self.stamp_ns, self.received_ns)) * 1e-9
+        return max(0.0, (now_ns - min(self.stamp_ns, self.received_ns)) * 1e-9)
 
     def rate_hz(self, now_ns: int) -> float:
         """Messages per second over the last two seconds."""

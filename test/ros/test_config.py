@@ -109,7 +109,7 @@ def test_motor_profile_needs_half_its_time_for_acceleration():
 
 
 def test_unknown_robot_names_the_known_ones():
-    with pytest.raises(UserError, match='franka, widowx'):
+    with pytest.raises(UserError, match='franka, viperx, widowx'):
         load_robot_config('fanuc')
 
 
