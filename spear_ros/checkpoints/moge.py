@@ -200,6 +200,10 @@ def moge_config(weights: MogeWeights, encoder: VitConfig | None, where: object) 
     Raises:
         UserError: an encoder that is not DINOv2's, or sizes that are none.
     """
+    if encoder is None and 'encoder_sizes' in weights.model_config:
+        encoder = from_mapping(
+            VitConfig, weights.model_config['encoder_sizes'], where=f'{where}: encoder_sizes'
+        )
     if encoder is None:
         if weights.encoder not in DINOV2_SIZES:
             raise UserError(
