@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -61,13 +61,18 @@ class ProcessGroup:
         for spec in specs:
             self.start_one(spec)
 
-    def start_one(self, spec: ProcessSpec) -> None:
-        """Start one process; a process of the same name must not be running."""
+    def start_one(self, spec: ProcessSpec, command: Sequence[str] | None = None) -> None:
+        """Start one process; a process of the same name must not be running.
+
+        Args:
+            spec: name, parameters and environment.
+            command: instead of :func:`command_line`, for a stand-in that takes the same arguments.
+        """
         assert spec.name not in self.alive(), spec.name
         log = (self._folder / f'{spec.name}.log').open('ab')
         self._logs[spec.name] = log
         self._running[spec.name] = subprocess.Popen(
-            command_line(spec),
+            command_line(spec) if command is None else list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -96,12 +96,14 @@ class ExecutorInputs:
                 'the other one.',
             )
         if self.joints.meter.stale(now_ns):
-            age = self.joints.meter.age_s(now_ns)
-            yield Finding(
-                Reason.JOINTS_STALE,
-                f'the newest joint state is {age * 1e3:.0f} ms old (limit '
-                f'{settings.arm_max_age_s * 1e3:.0f} ms); check the driver.',
-            )
+            yield Finding(Reason.JOINTS_STALE, self._stale_joints(now_ns))
+
+    def _stale_joints(self, now_ns: int) -> str:
+        age = self.joints.meter.age_s(now_ns)
+        limit = self._settings.arm_max_age_s
+        text = f'the newest joint state is {age * 1e3:.0f} ms old (limit {limit * 1e3:.0f} ms)'
+        skew = self.skew(now_ns)  # messages do arrive, but their stamps cannot be believed
+        return f'{text}; check the driver.' if skew is None else f'{text}: {skew.text}'
 
     def soft(self, now_ns: int, expecting_chunks: bool) -> Finding | None:
         """The first soft reason that holds now.

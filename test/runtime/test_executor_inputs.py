@@ -103,6 +103,17 @@ def test_skew_is_soft_and_passes(inputs):
     assert inputs.soft(NOW + S, True) is None
 
 
+def test_joints_that_are_stale_for_their_clock_name_the_clock(inputs):
+    assert 'check the driver' in hard_texts(inputs, NOW + S)
+    late = NOW + S
+    inputs.on_joints(late - 5 * S, late, ROBOT.joint_names, HOME)
+    assert 'synchronise the clocks' in hard_texts(inputs, late)
+
+
+def hard_texts(inputs, now_ns):
+    return ' '.join(f.text for f in inputs.hard(now_ns) if f.reason is Reason.JOINTS_STALE)
+
+
 def test_a_gripper_reading_that_is_no_number_is_no_reading(inputs):
     inputs.on_gripper(NOW + S // 4, NOW + S // 4, float('nan'))
     assert inputs.soft(NOW + S // 4, True).reason is Reason.GRIPPER_STALE

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
 
@@ -194,6 +195,21 @@ class RateMeter:
 def count_publishers(node: Node, topic: str) -> int:
     """Publishers on ``topic`` as discovery knows them, those of this node included."""
     return int(node.count_publishers(node.resolve_topic_name(topic)))
+
+
+def count_listeners(node: Node, topic: str) -> int:
+    """Subscribers on ``topic`` that can be a controller.
+
+    Controllers subscribe reliable and volatile (crisp depth 1, xs_sdk depth 10). A recorder listens
+    best effort and must not pass for one; a transient-local subscriber never gets a message of our
+    volatile publisher.
+    """
+    infos = node.get_subscriptions_info_by_topic(node.resolve_topic_name(topic))
+    return sum(
+        info.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+        and info.qos_profile.durability == DurabilityPolicy.VOLATILE
+        for info in infos
+    )
 
 
 class GripperFeed:

@@ -30,6 +30,7 @@ from spear_ros.ros.drivers.base import (
     RateMeter,
     StateSink,
     Target,
+    count_listeners,
     count_publishers,
     messages,
     nobody_listens,
@@ -62,7 +63,7 @@ class FrankaHealth:
     rate_problem: str = ''
     command_topic: str = ''
     listeners: int = 1
-    """Subscribers that the target topic reaches."""
+    """Subscribers of the target topic that can be the controller."""
 
     def judge(self, now_s: float) -> DriverReport:
         """Return the first thing that keeps the robot from being driven."""
@@ -219,7 +220,7 @@ class FrankaDriver:
         if now >= self._next_state_poll:
             self._next_state_poll = now + 1.0 / self._config.robot_state_poll_hz - 0.005
             self._take_robot_state(now)
-        self.health.listeners = self._publisher.get_subscription_count()
+        self.health.listeners = count_listeners(self._node, self.command_topic)
         report = self.health.judge(now)
         gripper = self._gripper.poll()
         if report.reason == Reason.NONE and gripper:

@@ -26,6 +26,7 @@ from spear_ros.ros.drivers.base import (
     RateMeter,
     StateSink,
     Target,
+    count_listeners,
     count_publishers,
     messages,
     nobody_listens,
@@ -33,6 +34,8 @@ from spear_ros.ros.drivers.base import (
 )
 from spear_ros.ros.drivers.grippers import BinaryTarget, JamWatch, PwmGripper
 from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_INPUT
+
+_SILENT_S = 1.0
 
 # Dynamixel X series, register Hardware_Error_Status.
 _ERROR_BITS = {
@@ -147,11 +150,12 @@ class WidowxDriver:
         pwm = self._pwm.update(self._target.wanted_open, self._opening, now)
         if pwm is not None:
             self._send_pwm(pwm)
-        if self._heard_s is None or now - self._heard_s > 1.0:
+        if self._heard_s is None or now - self._heard_s > _SILENT_S:
+            self._modes.doubt()
             return DriverReport(
                 Reason.DRIVER_LOST, f'{self._arm.topic} is silent: start xs_sdk (xsarm_control).'
             )
-        if not self._group.get_subscription_count():
+        if not count_listeners(self._node, self.command_topic):
             return nobody_listens(self.command_topic)
         problem = self._rate_problem or self._modes.poll(now)
         if problem:
@@ -248,6 +252,18 @@ class SetUp:
         """Start over."""
         self._wanted, self._step, self._future, self._asked_s = True, 'set', None, now_s
         self._problem = 'the operating mode of the arm is being set: wait a moment.'
+
+    def doubt(self) -> None:
+        """The driver fell silent: it may come back as a new process with its own profile times.
+
+        Not set again by itself, because that switches the torque off for a moment, and the arm may
+        be in mid-air by now.
+        """
+        if not self._wanted and not self._problem:
+            self._problem = (
+                'xs_sdk was away and may have lost the operating mode: support the arm (its torque '
+                'is off for a moment), call stop, then recover.'
+            )
 
     def poll(self, now_s: float) -> str:
         """Take the next step; return what is still in the way."""

@@ -8,8 +8,11 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 
 from spear_ros.ros.conversions import joint_state_msg
+from spear_ros.ros.qos import LATCHED
 from spear_ros.ros.sim_drivers.faults import FaultBoard
 from spear_ros.ros.sim_drivers.lines import JointSample
 
@@ -40,6 +43,32 @@ class TwinClock:
     def __call__(self) -> int:
         """Nanoseconds."""
         return self.now() + round((self.faults.value('clock_skew') or 0.0) * 1e9)
+
+
+class CommandInput:
+    """Subscription of a command topic that the fault ``qos_mismatch`` makes incompatible."""
+
+    def __init__(
+        self,
+        node: Node,
+        faults: FaultBoard,
+        topic: tuple[Any, str, QoSProfile],
+        handler: Callable[[Any], None],
+    ) -> None:
+        kind, name, usual = topic
+        self._node, self._faults = node, faults
+        self._create = lambda profile: node.create_subscription(kind, name, handler, profile)
+        self._usual = usual
+        self._mismatched = faults.active('qos_mismatch')
+        self._subscription: Subscription = self._create(LATCHED if self._mismatched else usual)
+
+    def poll(self) -> None:
+        """Subscribe anew when the fault was switched; by the spinning thread."""
+        wanted = self._faults.active('qos_mismatch')
+        if wanted != self._mismatched:
+            self._mismatched = wanted
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._create(LATCHED if wanted else self._usual)
 
 
 class Every:

@@ -57,7 +57,7 @@ FAULTS: dict[str, FaultInfo] = {
     'overload': FaultInfo('WidowX shoulder effort of the value [mA]', default=2500.0),
     'gripper_jam': FaultInfo('fingers do not move whatever is commanded'),
     'gripper_silent': FaultInfo('no gripper states'),
-    'qos_mismatch': FaultInfo('commands subscribed transient local (parameter faults only)'),
+    'qos_mismatch': FaultInfo('commands subscribed transient local, which matches nobody'),
 }
 
 

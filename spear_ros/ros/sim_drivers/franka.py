@@ -19,6 +19,7 @@ from spear_ros.ros.conversions import header, joint_state_msg, pose_from_msg, po
 from spear_ros.ros.drivers.base import count_publishers, messages
 from spear_ros.ros.qos import COMMAND, JOINTS_BEST_EFFORT, JOINTS_RELIABLE, LATCHED
 from spear_ros.ros.sim_drivers.base import (
+    CommandInput,
     Every,
     Job,
     JobAction,
@@ -81,8 +82,8 @@ class FrankaTwin:
             LATCHED,
         )
         self._state_message = self._new_robot_state()
-        profile = LATCHED if self._faults.active('qos_mismatch') else COMMAND
-        node.create_subscription(PoseStamped, franka.target_pose_topic, self._on_target, profile)
+        topic = (PoseStamped, franka.target_pose_topic, COMMAND)
+        self._targets = CommandInput(node, self._faults, topic, self._on_target)
 
     def _create_services(self) -> None:
         node, franka = self._node, self._config
@@ -118,6 +119,7 @@ class FrankaTwin:
         """Let faults change the robot's mode, and finish goals."""
         self._recovery.poll()
         self._gripper.poll()
+        self._targets.poll()
         if self._faults.active('reflex') and not self._reflex:
             self._reflex = True
             self._lose_control()

@@ -13,8 +13,8 @@ from sensor_msgs.msg import JointState
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import RobotConfig
 from spear_ros.ros.drivers.base import messages
-from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_RELIABLE, LATCHED
-from spear_ros.ros.sim_drivers.base import TwinClock, publish_joints
+from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_RELIABLE
+from spear_ros.ros.sim_drivers.base import CommandInput, TwinClock, publish_joints
 from spear_ros.ros.sim_drivers.faults import FaultBoard
 from spear_ros.ros.sim_drivers.lines import JointLine, JointSample
 from spear_ros.simulation.world import World
@@ -49,12 +49,8 @@ class WidowxTwin:
         node, namespace = self._node, self._config.namespace
         msgs, srvs = messages('interbotix_xs_msgs.msg'), messages('interbotix_xs_msgs.srv')
         self._joints = node.create_publisher(JointState, config.arm.topic, JOINTS_RELIABLE)
-        node.create_subscription(
-            msgs.JointGroupCommand,
-            f'{namespace}/commands/joint_group',
-            self._on_group,
-            LATCHED if self._faults.active('qos_mismatch') else COMMAND_QUEUE,
-        )
+        topic = (msgs.JointGroupCommand, f'{namespace}/commands/joint_group', COMMAND_QUEUE)
+        self._groups = CommandInput(node, self._faults, topic, self._on_group)
         node.create_subscription(
             msgs.JointSingleCommand,
             f'{namespace}/commands/joint_single',
@@ -94,6 +90,7 @@ class WidowxTwin:
 
     def poll(self) -> None:
         """A jam takes the force away from the fingers."""
+        self._groups.poll()
         if self._faults.active('gripper_jam'):
             self._drive(0.0)
 

@@ -13,8 +13,9 @@ from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
-from spear_ros.ros.drivers.widowx import EffortGuard, error_text
+from spear_ros.ros.drivers.widowx import EffortGuard, SetUp, error_text
 
+SRVS = 'interbotix_xs_msgs.srv'
 HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
 
 
@@ -88,6 +89,44 @@ def test_effort_guard_ignores_a_spike_and_trips_on_a_push():
     assert guard.tripped == ''
     guard.update(('a', 'b'), [0.0, -1500.0], 0.19)
     assert 'joint b' in guard.tripped
+
+
+class Motors:
+    """Service client of xs_sdk that answers at once."""
+
+    srv_name = 'motors'
+
+    def __init__(self):
+        self.calls = 0
+
+    def service_is_ready(self):
+        return True
+
+    def call_async(self, request):
+        self.calls += 1
+        answer = SimpleNamespace(mode='position', profile_type='time')
+        return SimpleNamespace(
+            done=lambda: True,
+            result=lambda: answer,
+            add_done_callback=lambda callback: callback(None),
+        )
+
+
+def test_modes_of_a_driver_that_was_away_are_only_set_again_when_asked():
+    pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
+    client = Motors()
+    modes = SetUp(load_robot_config('widowx').widowx)
+    modes.connect(SimpleNamespace(create_client=lambda *_: client), messages(SRVS))
+    modes.doubt()
+    assert 'activate' in modes.poll(0.0)  # never set: nothing to doubt
+    modes.begin(0.0)
+    while modes.poll(0.0):
+        assert client.calls <= 2
+    modes.doubt()
+    assert 'recover' in modes.poll(1.0)
+    assert client.calls == 2
+    assert modes.run(lambda: 2.0) == ''
+    assert (modes.poll(3.0), client.calls) == ('', 4)
 
 
 def test_error_register_is_spelled_out():
