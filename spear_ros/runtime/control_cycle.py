@@ -90,6 +90,8 @@ class ControlCycle:
             self.inputs.forget()
             self.intake.clock_jumped()
             self.stage.restart_time(now)
+        else:
+            self.inputs.paused(now)
         self.raise_finding(finding, now)
 
     def _judge_inputs(self, now: int) -> None:

@@ -1,6 +1,7 @@
 """What the executor has been told, and what is wrong with it now. The caller holds the lock."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from spear_ros.core.reasons import SOFT_REASONS, Reason
 from spear_ros.core.types import FloatArray
@@ -63,6 +64,11 @@ class ExecutorInputs:
             self._skew = (health.received_ns, skew)
         else:
             self.health = health
+
+    def paused(self, now_ns: int) -> None:
+        """This process stood still: that nothing was heard of the driver is not its fault."""
+        if self.driver is not None:
+            self.driver = replace(self.driver, received_ns=now_ns)
 
     def forget(self) -> None:
         """The clock jumped: no stamp means anything any more."""
