@@ -1,4 +1,4 @@
-"""The README is run: blocks behind ``<!-- run -->`` are executed, links and file names must exist."""
+"""The README is run: blocks behind ``<!-- run -->`` are executed, linked files must exist."""
 
 import os
 import re
