@@ -140,8 +140,8 @@ class VlaDataConfig:
     mixture: str = ''
     """Name or file of a mixture; '' = every sample counts alike."""
     stats: str = ''
-    """A file of ``spear data stats``; '' = computed at the start and kept in the run folder; 'init' =
-    those of the checkpoint that is trained further (of other data, so nothing is compared)."""
+    """A file of ``spear data stats``; '' = computed at the start and kept in the run folder;
+    'init' = those of the checkpoint that is trained further (other data: nothing is compared)."""
     stats_kind: Literal['quantile', 'minmax', 'mean_std'] = 'quantile'
     validation: tuple[str, ...] = ()
     """Folders for the open-loop error; '' = the training shards (then named so)."""

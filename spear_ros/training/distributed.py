@@ -7,7 +7,7 @@ transformer block; frozen parts stay whole on every process, outside of FSDP and
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -27,13 +27,25 @@ BLOCK_METHODS = ('project', 'project_kv', 'finish')
 """Methods of a language block that the joint pass calls in place of ``forward``."""
 
 
+LOST_MARKS = (
+    'connection closed',
+    'connection reset',
+    'connection refused',
+    'timed out',
+    'broken pipe',
+    'nccl',
+    'gloo',
+    'peer',
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """This process among all."""
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device('cpu')
+    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
 
     @property
     def first(self) -> bool:
@@ -183,6 +195,4 @@ def is_lost_peer(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()
-    marks = ('connection closed', 'connection reset', 'connection refused', 'timed out', 'broken pipe',
-             'nccl', 'gloo', 'peer')  # fmt: skip
-    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+    return isinstance(error, RuntimeError) and any(mark in text for mark in LOST_MARKS)

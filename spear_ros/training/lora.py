@@ -1,4 +1,4 @@
-"""Low-rank updates of frozen matrices (LoRA, arXiv 2106.09685), merged before anyone else sees them.
+"""Low-rank updates of frozen matrices (LoRA, arXiv 2106.09685), merged before they are exported.
 
 A matrix W becomes W + (alpha / rank) B A, computed where the weight is read, because the language
 blocks also read slices of it. B starts at zero: the first step is the model that was loaded.

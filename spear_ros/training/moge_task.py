@@ -1,4 +1,4 @@
-"""Training MoGe-1's structure at any width on exact depth; its encoder is SPEAR-1's frozen branch."""
+"""Training MoGe-1's structure at any width on exact depth: SPEAR-1's frozen branch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

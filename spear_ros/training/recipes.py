@@ -30,7 +30,7 @@ from spear_ros.training.config import (
 
 
 def spear1_pretrain() -> VlaConfig:
-    """SPEAR-1's pre-training: batch 2048, 300k steps on 24 data sets, 32 H200 for 6 days [paper]."""
+    """SPEAR-1's pre-training: batch 2048, 300k steps, 24 data sets, 6 days on 32 H200 [paper]."""
     return VlaConfig(
         recipe='spear1_pretrain',
         model=Spear1Config.named('spear1'),

@@ -1,4 +1,4 @@
-"""Weights to start from: fresh, from a checkpoint, with the depth encoder of a MoGe-1 checkpoint."""
+"""Weights to start from: fresh or of a checkpoint, the depth encoder of a MoGe-1 checkpoint."""
 
 import shutil
 from pathlib import Path

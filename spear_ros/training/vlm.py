@@ -1,4 +1,4 @@
-"""Trains SPEAR-VLM: ``torchrun ... -m spear_ros.training.vlm --recipe NAME --out DIR key=value``."""
+"""Trains SPEAR-VLM: ``torchrun ... -m spear_ros.training.vlm --recipe NAME --out DIR k=v``."""
 
 import sys
 

@@ -1,0 +1,249 @@
+"""Training SPEAR-VLM in two phases; the export is a checkpoint that SPEAR-1 starts from."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from spear_ros.checkpoints.spear1 import CheckpointContents, save_checkpoint
+from spear_ros.core.errors import UserError
+from spear_ros.networks.gemma import GemmaBlock, Rotary, attend
+from spear_ros.networks.spear1 import PrefixInputs, Spear1Config
+from spear_ros.networks.spear_vlm import SpearVlm, prefix_lm_mask, prefix_positions
+from spear_ros.processing.embodiments import default_action_specs, default_norm_stats
+from spear_ros.processing.tokens import TextTokenizer
+from spear_ros.training.config import VlmConfig
+from spear_ros.training.distributed import Place, agree, barrier
+from spear_ros.training.estimates import StackCost, spear1_stacks
+from spear_ros.training.indexed_stream import IndexedStream
+from spear_ros.training.pictures import network_pictures, to_device
+from spear_ros.training.question_data import (
+    NO_TARGET,
+    Question,
+    encode_questions,
+    read_picture,
+    read_questions,
+)
+from spear_ros.training.start import check_vocabulary, run_tokenizer, spear1_weights
+from spear_ros.training.task import Batch, BatchStream, Task
+from spear_ros.training.vla_module import (
+    choose_trained,
+    language_blocks,
+    recompute_blocks,
+)
+
+EVALUATED = 256
+
+
+class VlmModule(nn.Module):
+    """Holds SPEAR-VLM as ``vlm`` (names as in SPEAR-1) and returns losses."""
+
+    def __init__(
+        self, config: Spear1Config, spatial: range, spatial_weight: float, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.vlm = SpearVlm(config)
+        self.spatial, self.spatial_weight = spatial, spatial_weight
+        self.recompute = recompute
+        if recompute:
+            recompute_blocks([*self.vlm.siglip.blocks, *self.vlm.moge.blocks])
+
+    def forward(self, inputs: PrefixInputs, answer: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross entropy of the answers; 3-D tokens count ``spatial_weight`` times.
+
+        Also 'spatial', the unweighted loss on 3-D tokens, and 'correct', the share of answer tokens
+        that are the likeliest (no gradient).
+        """
+        features = self._text_features(inputs, answer)
+        asked = targets != NO_TARGET
+        logits = self.vlm.logits(features[asked]).float()
+        wanted = targets[asked]
+        each = F.cross_entropy(logits, wanted, reduction='none')
+        spatial = (wanted >= self.spatial.start) & (wanted < self.spatial.stop)
+        weight = torch.where(spatial, self.spatial_weight, 1.0)
+        return {
+            'loss': (weight * each).sum() / len(each),
+            'spatial': (each * spatial).sum().detach() / spatial.sum().clamp_min(1),
+            'correct': (logits.argmax(-1) == wanted).float().mean().detach(),
+        }
+
+    def _text_features(self, inputs: PrefixInputs, answer: Tensor) -> Tensor:
+        """:meth:`SpearVlm.text_features`, layers computed again where that is asked for."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.vlm.text_features(inputs, answer)
+        x_BPD, valid_BP = self.vlm.embed_prefix(inputs)
+        mask = prefix_lm_mask(x_BPD.shape[1], valid_BP, answer)
+        factors = self.vlm.language.rotary(prefix_positions(x_BPD, valid_BP))
+        for block in self.vlm.language.blocks:
+            x_BPD = checkpoint(_layer, block, x_BPD, factors, mask, use_reentrant=False)
+        return self.vlm.language.norm(x_BPD)[:, x_BPD.shape[1] - inputs.tokens.shape[1] :]
+
+
+def _layer(block: GemmaBlock, x_BPD: Tensor, factors: Rotary, mask: Tensor) -> Tensor:
+    q, k, v = block.project(x_BPD, factors)
+    return block.finish(x_BPD, attend(q, k, v, mask))
+
+
+class VlmTask(Task[VlmConfig]):
+    """See :class:`spear_ros.training.task.Task`."""
+
+    def prepare(self, place: Place) -> None:
+        """Read the questions, fetch the tokenizer."""
+        config = self.config
+        self.questions = read_questions(config.data.questions, 'data.questions')
+        self.held_out = (
+            read_questions(config.data.validation, 'data.validation')
+            if config.data.validation
+            else []
+        )
+        if place.first:
+            run_tokenizer(self.folder, config.tokenizer, config.init)
+        barrier(place)
+        self.tokenizer_path = run_tokenizer(self.folder, config.tokenizer, config.init)
+        self.tokenizer = TextTokenizer(self.tokenizer_path)
+        check_vocabulary(self.tokenizer, config.model)
+        if self.tokenizer.ids.spatial is None:
+            raise UserError(
+                f'{self.tokenizer_path}: no 3-D tokens in it; give the tokenizer of a converted '
+                'checkpoint.'
+            )
+        self.spatial = self.tokenizer.ids.spatial
+
+    def make_module(self) -> nn.Module:
+        """SPEAR-VLM with its loss; in phase 1 only the new weights and the projectors learn."""
+        config = self.config
+        weight = config.spatial_weight if config.phase == 2 else 1.0
+        module = VlmModule(config.model, self.spatial, weight, config.recompute)
+        choose_trained(module, ('projector',) if config.phase == 1 else config.train)
+        if config.phase == 1:
+            module.vlm.language.embedding.weight.requires_grad_(True)
+        return module
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The VLM part of the weights of ``init``, or fresh ones."""
+        config = self.config
+        whole = spear1_weights(config.model, config.seed, config.init, config.moge)
+        return {name: t for name, t in whole.items() if name.startswith('vlm.')}
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """Blocks of both encoders and the language stack."""
+        assert isinstance(module, VlmModule)
+        return language_blocks(module.vlm)
+
+    def stream(self, place: Place) -> BatchStream:
+        """Pairs in seeded order."""
+        config = self.config
+        count = config.batch_size // place.world // config.accumulate
+        return IndexedStream(len(self.questions), count, place, config.seed, self._load)
+
+    def _load(self, numbers: list[int]) -> Batch:
+        return self._batch([self.questions[i] for i in numbers])
+
+    def _batch(self, pairs: list[Question]) -> Batch:
+        size = self.config.model.external_size
+        return {
+            'pictures': np.stack([read_picture(pair, size) for pair in pairs]),
+            'text': encode_questions(pairs, self.tokenizer, self.config.data.text_length),
+            'key': [pair.key for pair in pairs],
+        }
+
+    def inputs(self, batch: Batch, device: torch.device, seed: int) -> Mapping[str, Any]:
+        """Augmented pictures and text."""
+        generator = torch.Generator().manual_seed(seed)
+        return self._inputs(batch, device, generator)
+
+    def _inputs(
+        self, batch: Batch, device: torch.device, generator: torch.Generator | None
+    ) -> dict[str, Any]:
+        config = self.config
+        text = batch['text']
+        pictures = network_pictures(
+            batch['pictures'],
+            config.model.external_size,
+            device,
+            jitter=config.data.jitter if generator is not None else 0.0,
+            generator=generator,
+        )
+        return {
+            'inputs': PrefixInputs(
+                external=pictures,
+                tokens=to_device(text.tokens, device),
+                token_mask=to_device(text.mask, device),
+            ),
+            'answer': to_device(text.answer, device),
+            'targets': to_device(text.targets, device),
+        }
+
+    def after_backward(self, module: nn.Module) -> None:
+        """In phase 1 only the rows of the 3-D tokens learn: the gradient of the others is zeroed.
+
+        Moments of rows that never had a gradient stay zero and move nothing.
+        """
+        if self.config.phase != 1:
+            return
+        assert isinstance(module, VlmModule)
+        gradient = module.vlm.language.embedding.weight.grad
+        if gradient is None:
+            return
+        rows, start = gradient, 0
+        if isinstance(gradient, DTensor):
+            rows, start = gradient.to_local(), _first_row(gradient)
+        index = torch.arange(start, start + len(rows), device=rows.device)
+        frozen = (index < self.spatial.start) | (index >= self.spatial.stop)
+        rows[frozen] = 0
+
+    def stacks(self) -> list[StackCost]:
+        """Sizes for the estimates."""
+        config = self.config
+        trained = config.train if config.phase == 2 else ('vlm.language',)
+        siglip, moge, language, _ = spear1_stacks(config.model, False, trained)
+        return [siglip, moge, language]
+
+    def export(self, folder: Path, state: Mapping[str, Tensor], *, ema: bool) -> str:
+        """A SPEAR-1 checkpoint whose action expert is fresh: the start of the next stage."""
+        config = self.config
+        whole = spear1_weights(config.model, config.seed, '', '')
+        whole |= state
+        contents = CheckpointContents(
+            model=config.model,
+            specs={
+                name: spec
+                for name, spec in default_action_specs().items()
+                if spec.horizon == config.model.flow.horizon
+            },
+            stats=default_norm_stats(),
+            tokenizer=self.tokenizer_path,
+            trained=False,
+            ema=ema,
+            recipe=config.recipe,
+        )
+        return save_checkpoint(folder, contents, whole, overwrite=True)
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module, place: Place) -> dict[str, float]:
+        """Loss and token accuracy on held-out pairs, with the right answer so far given."""
+        if not self.held_out:
+            return {}
+        mine = self.held_out[:EVALUATED]
+        totals: dict[str, float] = {}
+        batches = [mine[i : i + 16] for i in range(0, len(mine), 16)]
+        for pairs in batches:
+            losses = module(**self._inputs(self._batch(pairs), place.device, None))
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
+        return {f'held_out_{name}': agree([v], place)[0] for name, v in totals.items()}
+
+
+def _first_row(tensor: DTensor) -> int:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return int(offset[0])
