@@ -110,6 +110,7 @@ def test_a_push_comes_from_behind_with_closed_fingers(direction):
         elif came_down_behind:
             assert tool[2, 3] < 0.05
             break  # the cube of this test does not move
+    assert came_down_behind
     assert behind < 0.06
 
 
