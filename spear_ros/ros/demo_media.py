@@ -3,7 +3,10 @@
 Frames are kept as JPEG, so that a minute of two cameras is a few megabytes.
 """
 
+import contextlib
+import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +102,8 @@ class FrameRecorder:
             UserError: the file cannot be written.
         """
         size = (_WIDTH, _HEIGHT + _BAR)
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'VP80'), rate_hz, size)
+        with _quiet_stderr():  # OpenCV grumbles about a tag that it then writes all the same
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'VP80'), rate_hz, size)
         if not writer.isOpened():
             raise UserError(f'{path}: cannot write the video; is the folder writable?')
         for frame in self._frames:
@@ -115,6 +119,18 @@ class FrameRecorder:
             rows.append(np.hstack([_small(_with_caption(f)) for f in chosen]))
         if rows and not cv2.imwrite(str(path), np.vstack(rows)):
             raise UserError(f'{path}: cannot write the contact sheet; is the folder writable?')
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    saved = os.dup(2)
+    with open(os.devnull, 'w') as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _draw_path(picture: ImageArray, pixels: FloatArray) -> None:
