@@ -102,6 +102,7 @@ def graph(tmp_path_factory):
     """Return a ROS graph that nobody else is in, for the tests of one module."""
     pytest.importorskip('rclpy', reason='rclpy is not installed')
     pytest.importorskip('spear_msgs', reason='the interfaces are not built')
+    from spear_ros.ros.bringup import transport_environment
     from spear_ros.ros.process_group import ProcessGroup
 
     domain_id = 20 + secrets.randbelow(80)
@@ -109,6 +110,7 @@ def graph(tmp_path_factory):
         'ROS_DOMAIN_ID': str(domain_id),
         'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
         'OMP_NUM_THREADS': '1',
+        **transport_environment(),
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)

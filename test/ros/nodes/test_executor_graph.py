@@ -42,7 +42,7 @@ STEP_S, HORIZON = 0.2, 5
 def patient_wiring(folder, robot):
     """Write the robot's file with age limits that a loaded test machine keeps too."""
     values = yaml.safe_load(share_file(f'config/robots/{robot}.yaml').read_text())
-    values['arm']['max_age_s'] = 0.25
+    values['arm']['max_age_s'] = 0.2
     for gripper in values['grippers'].values():
         gripper['state']['max_age_s'] = 1.0
     path = folder / f'{robot}.yaml'
@@ -125,7 +125,8 @@ class Rig:
         self.graph, self.config = graph, load_robot_config(wiring).simulated()
         self.spec = get_robot(self.config.model, self.config.gripper)
         graph.start('sim_robot_node', robot_config=str(wiring), cameras=False)
-        graph.start('executor_node', robot_config=str(wiring), simulated=True)
+        self._wiring = str(wiring)
+        self.start_executor()
         self.operator = graph.operator()
         self.policy = FakePolicy(graph, self.config, self.spec)
         self.commands = []
@@ -138,6 +139,10 @@ class Rig:
         self.faults = self.policy.node.create_publisher(String, '/sim/fault', 10)
         graph.wait_until(lambda: self.operator.executor_status is not None, 'executor_status')
         graph.wait_until(lambda: self.faults.get_subscription_count() == 1, 'the simulator')
+
+    def start_executor(self):
+        """Start executor_node."""
+        self.graph.start('executor_node', robot_config=self._wiring, simulated=True)
 
     def _on_command(self, message):
         self.commands.append((time.monotonic(), self.target(message)))
@@ -268,11 +273,13 @@ def test_stale_joints_fault(running):
 def test_second_publisher_faults_and_silences(running):
     intruder = running.graph.node('intruder')
     intruder.create_publisher(running.kind, running.topic, 1)
-    running.fails_with(Reason.SECOND_PUBLISHER)
-    start = time.monotonic() + 0.1
-    threading.Event().wait(0.4)
-    assert running.commands_since(start) == []
-    running.graph.remove(intruder)
+    try:
+        running.fails_with(Reason.SECOND_PUBLISHER)
+        start = time.monotonic() + 0.1
+        threading.Event().wait(0.4)
+        assert running.commands_since(start) == []
+    finally:
+        running.graph.remove(intruder)
 
 
 def test_silent_policy_holds_and_comes_back(running):
@@ -308,3 +315,22 @@ def test_reflex_is_recovered_by_the_operator(running):
         ),
         15.0,
     )
+
+
+def test_interrupted_executor_brakes_and_its_successor_arms(rig):
+    rig.arm()
+    rig.run()
+    rig.policy.velocity = (0.0, 0.0, 0.1)
+    threading.Event().wait(0.6)
+    rig.graph.processes.send_signal('executor_node', signal.SIGINT)
+    rig.graph.wait_until(
+        lambda: 'executor_node' not in rig.graph.processes.alive(), 'the end of executor_node'
+    )
+    assert rig.graph.processes.dead()['executor_node'] == 0
+    threading.Event().wait(0.2)
+    (_, before), (_, last) = rig.commands[-2:]
+    assert np.linalg.norm(last - before) < 5e-4  # came to rest, was not cut off
+    rig.policy.velocity = None
+    rig.start_executor()
+    rig.arm()
+    assert rig.operator.trigger('disarm')[0]
