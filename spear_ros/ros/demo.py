@@ -275,6 +275,8 @@ class _Demo:
         status = client.policy_status
         assert status is not None
         before = status.chunks
+        client.chunks.clear()
+        self._frames.set_path(np.zeros((0, 4, 4)))
         self._frames.episode += 1
         self._frames.recording = True
         answer = client.set_instruction(episode.instruction)
