@@ -169,6 +169,8 @@ class FaultBench:
         self.spec = get_robot(self.config.model, self.config.gripper)
         self.log = CommandLog(self.spec, load_limits(self.spec))
         self.changes: list[Change] = []
+        self.statuses = 0
+        """Status messages of the executor so far."""
         self.q: np.ndarray | None = None
         self.joints_s = 0.0
         self._healing: list[str] = []
@@ -297,6 +299,7 @@ class FaultBench:
 
     def _on_status(self, message: ExecutorStatus, info: Mapping[str, int]) -> None:
         state, reason = STATE_NAMES[message.state], Reason(message.reason)
+        self.statuses += 1
         if self.changes and (self.changes[-1].state, self.changes[-1].reason) == (state, reason):
             return
         self.changes.append(
