@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,14 @@ class CheckpointFolder:
         return ''
 
     def _write(self, folder: Path, state: TrainState, data: Mapping[str, Any]) -> None:
-        dcp.save(
-            tensors_of(state),
-            storage_writer=dcp.FileSystemWriter(folder, thread_count=2),
-            no_dist=self._place.world == 1,
-        )
+        with warnings.catch_warnings():
+            # Said by torch whenever one process saves alone, which is meant here.
+            warnings.filterwarnings('ignore', message='torch.distributed is disabled')
+            dcp.save(
+                tensors_of(state),
+                storage_writer=dcp.FileSystemWriter(folder, thread_count=2),
+                no_dist=self._place.world == 1,
+            )
         own = {
             'format': FORMAT,
             'step': state.step,
@@ -193,11 +197,13 @@ class CheckpointFolder:
         folder = self.path(step)
         own = self._own(folder)
         tensors = tensors_of(state)
-        dcp.load(
-            tensors,
-            storage_reader=dcp.FileSystemReader(folder),
-            no_dist=self._place.world == 1,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='torch.distributed is disabled')
+            dcp.load(
+                tensors,
+                storage_reader=dcp.FileSystemReader(folder),
+                no_dist=self._place.world == 1,
+            )
         set_optimizer_state_dict(state.module, state.optimizer, tensors['optimizer'])
         state.step = int(own['step'])
         state.counters = dict(own['counters'])

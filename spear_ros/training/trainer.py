@@ -337,7 +337,7 @@ class Trainer:
         Process 0 runs the latter while the others wait.
         """
         self.module.eval()
-        with averaged_weights(self.module, self.state.ema):
+        with averaged_weights(self.module, self.state.ema), self._autocast():
             figures = dict(self.task.evaluate(self.module, self.place))
         if self._validate is not None:
             folder = self.folder / 'validation'

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from spear_ros.checkpoints.verification import verify_checkpoint
 from spear_ros.checkpoints.spear1 import load_checkpoint
+from spear_ros.checkpoints.verification import verify_checkpoint
 from spear_ros.core.errors import UserError
 from spear_ros.data.shards import open_datasets
 from spear_ros.training import checkpointing
@@ -147,7 +147,7 @@ def test_an_update_that_is_not_finite_changes_no_weight(shards, tmp_path, capsys
         return inputs
 
     run(make_config(shards, 'steps=3'), tmp_path, poison_step_2)
-    assert 'step 1: gradient_norm' in capsys.readouterr().err.replace('cosine and ', '') or True
+    assert 'no weight was changed' in capsys.readouterr().err
     record = json.loads((tmp_path / 'bad_updates.jsonl').read_text())
     assert record['step'] == 1
     assert 'loss' in record['not_finite']
@@ -163,7 +163,7 @@ def test_a_loss_that_stays_not_finite_ends_the_run_with_the_checkpoint_whole(sha
         return inputs
 
     config = make_config(shards, 'steps=9', 'max_bad=2')
-    with pytest.raises(UserError, match='2 times in a row.*the checkpoint of step 2 is whole'):
+    with pytest.raises(UserError, match=r'2 times in a row.*the checkpoint of step 2 is whole'):
         run(config, tmp_path, poison_from_3)
     assert not checkpointing.fault_of(tmp_path / 'checkpoints' / 'step-00000002')
 
@@ -182,7 +182,7 @@ def test_a_batch_that_cannot_be_read_is_passed_over_and_counted(shards, tmp_path
         raise UserError('gone.')
 
     config = make_config(shards, 'steps=3', 'max_bad=2')
-    with pytest.raises(UserError, match='more than 2 batches could not be read.*gone'):
+    with pytest.raises(UserError, match=r'more than 2 batches could not be read.*gone'):
         run(config, tmp_path / 'other', fail_always)
 
 
