@@ -63,8 +63,7 @@ class FrankaTwin:
         self._every_state = Every(config.sim.joint_rate_hz, config.sim.robot_state_rate_hz)
         self._create_topics(config)
         self._create_services()
-        every = Every(config.sim.joint_rate_hz, config.sim.gripper_rate_hz)
-        self._gripper = _gripper_twin(node, world, config, faults, clock, every)
+        self._gripper = _gripper_twin(node, world, config, faults, clock)
         self._send_activity()
 
     def _create_topics(self, config: RobotConfig) -> None:
@@ -248,8 +247,9 @@ def _gripper_twin(
     config: RobotConfig,
     faults: FaultBoard,
     clock: TwinClock,
-    every: Every,
 ) -> Twin:
+    assert config.sim is not None
+    every = Every(config.sim.joint_rate_hz, config.sim.gripper_rate_hz)
     section = config.gripper_config
     if isinstance(section, FrankaHandConfig):
         return FrankaHandTwin(
