@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -96,7 +97,7 @@ class DepthScenes:
         try:
             with np.load(path, allow_pickle=False) as data:
                 blobs = _Blobs(*(data[name] for name in _Blobs.__dataclass_fields__))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             text = ' '.join(str(error).split())[:100]
             raise UserError(f'{path}: damaged ({text}); delete it and make it again.') from None
         number = len(self._files)

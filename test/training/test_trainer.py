@@ -248,7 +248,7 @@ def test_low_rank_updates_train_and_are_merged_on_export(straight, shards, tmp_p
     )  # fmt: skip
     assert run(config, tmp_path).finished
     before, after = weights(straight[0]), weights(tmp_path)
-    moved = {n for n, t in after.items() if (t.float() - before[n].float()).abs().max() > 1e-2}
+    moved = {n for n, t in after.items() if (t.float() - before[n].float()).abs().max() > 4e-3}
     assert 'vlm.language.embedding.weight' not in moved
     assert any(n.startswith('expert.') for n in moved)
     assert before.keys() == after.keys()
