@@ -103,7 +103,11 @@ def processes(options: BringupOptions) -> list[ProcessSpec]:
         ProcessSpec(
             name='executor_node',
             executable='executor_node',
-            parameters={**common, 'speed_scale': options.speed_scale},
+            parameters={
+                **common,
+                'speed_scale': options.speed_scale,
+                'preview_only': bool(options.bag),
+            },
             environment=environment,
         )
     )

@@ -24,6 +24,13 @@ def test_simulation_recorder_and_replay_are_added_when_asked_for(tmp_path):
     )
 
 
+def test_the_executor_of_a_replay_can_never_be_armed():
+    executor = processes(BringupOptions(bag='b', map='m.yaml'))[0]
+    assert executor.name == 'executor_node'
+    assert executor.parameters['preview_only'] is True
+    assert processes(BringupOptions())[0].parameters['preview_only'] is False
+
+
 def test_every_node_gets_the_same_wiring():
     specs = processes(BringupOptions(robot='widowx', sim=True, gripper='widowx', record='r'))
     wirings = {(p.parameters['robot'], p.parameters['gripper']) for p in specs}

@@ -58,6 +58,10 @@ class ExecutorParameters:
     safety: str = field(
         default='', metadata={'description': 'YAML of limits instead of config/safety/<family>'}
     )
+    preview_only: bool = field(
+        default=False,
+        metadata={'description': 'never arm: chunks are judged and previewed (replay of a bag)'},
+    )
     require_policy: bool = field(
         default=True, metadata={'description': 'false: arm without a policy, to home and jog'}
     )
@@ -71,6 +75,7 @@ class ExecutorNode(AutostartNode):
         wiring = declare_parameters(self, WiringParameters)
         parameters = declare_parameters(self, ExecutorParameters)
         self._config = robot_config(wiring)
+        self._preview_only = parameters.preview_only
         self._spec = get_robot(self._config.model, self._config.gripper)
         limits = load_limits(self._spec, Path(parameters.safety) if parameters.safety else None)
         self._executor = Executor(
@@ -202,6 +207,8 @@ class ExecutorNode(AutostartNode):
         return handle
 
     def _request(self, name: str) -> Answer:
+        if name == 'arm' and self._preview_only:
+            return Answer(False, 'this is a replay: the executor stays disarmed (preview_only).')
         if name in ('arm', 'home') and self.lifecycle_state != 'active':
             return Answer(
                 False, f'executor_node is {self.lifecycle_state}: activate it, then {name}.'
