@@ -43,7 +43,12 @@ class ChunkPrefix:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Observation in, chunk of absolute end-effector targets out."""
+    """Observation in, chunk of absolute end-effector targets out.
+
+    A policy may also have ``check_instruction(text) -> None``, raising UserError for a text that it
+    can never follow (too many tokens, no known task): the service then refuses it at once.
+    ``prefix`` may be ignored by policies without a memory of their own motion (``scripted``).
+    """
 
     def describe(self) -> PolicyInfo:
         """Return the constant facts about this policy."""

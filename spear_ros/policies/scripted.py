@@ -66,6 +66,10 @@ class ScriptedPolicy:
     def reset(self) -> None:
         """Nothing is remembered between chunks."""
 
+    def check_instruction(self, text: str) -> None:
+        """Refuse what is no task of the simulator; raises UserError."""
+        parse_instruction(text)
+
     def infer(self, observation: Observation, prefix: ChunkPrefix | None = None) -> ActionChunk:
         """Plan one chunk; the prefix is not needed, plans start at the measured pose.
 

@@ -204,6 +204,10 @@ class Spear1Policy:
             checkpoint_id=self._parts.checkpoint_id,
         )
 
+    def check_instruction(self, text: str) -> None:
+        """Refuse an instruction with more tokens than the model reads; raises UserError."""
+        self._parts.tokenizer.instruction(text, self._engine.buckets)
+
     def close(self) -> None:
         """Release memory and device."""
         self._engine.close()

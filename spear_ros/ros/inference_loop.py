@@ -152,9 +152,12 @@ class InferenceLoop:
         """Take a new instruction and return its id; chunks of the old one end here.
 
         Raises:
-            UserError: empty, too long or unprintable.
+            UserError: empty, too long, unprintable, or nothing that this policy can follow.
         """
         text = check_instruction(text)
+        check = getattr(self._policy, 'check_instruction', None)
+        if check is not None:
+            check(text)
         with self._lock:
             self._instruction, self._instruction_id = text, secrets.token_hex(4)
             self._buffer.set_instruction(text, self._instruction_id)

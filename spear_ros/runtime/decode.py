@@ -28,7 +28,7 @@ __all__ = [
     'stamp_ns',
 ]
 
-MAX_INSTRUCTION_CHARACTERS = 512
+MAX_INSTRUCTION_CHARACTERS = 500
 MAX_POSITION_M = 10.0
 """Farther than this from the base is no pose of a table-top arm but a wrong unit or garbage."""
 QUATERNION_TOLERANCE = 1e-2

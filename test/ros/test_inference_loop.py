@@ -149,6 +149,18 @@ def test_chunks_carry_instruction_session_and_rising_sequence(rig):
     assert rig.policy.resets == 2
 
 
+def test_an_instruction_that_the_policy_cannot_follow_is_refused_at_once(rig):
+    def refuse(text):
+        raise UserError(f'"{text}" has too many tokens; shorten it.')
+
+    first = rig.loop.set_instruction('touch it')
+    rig.policy.check_instruction = refuse
+    with pytest.raises(UserError, match='too many tokens'):
+        rig.loop.set_instruction('a very long story')
+    rig.frame(1000)
+    assert [c.instruction_id for c in rig.published] == [first]
+
+
 def test_a_chunk_whose_instruction_changed_meanwhile_is_not_published(rig):
     rig.loop.set_instruction('touch it')
     rig.policy.during = lambda: rig.loop.set_instruction('stop that, push it')
