@@ -1,8 +1,8 @@
 """Pictures with exact depth: the training data of a depth encoder.
 
-A folder holds ``scenes-PPP-NNNNN.npz`` files of some hundred pictures each (no pickle inside):
-``jpeg`` and ``png`` are the encoded pictures one after another, ``jpeg_ends`` and ``png_ends`` where
-each ends. Depth is a 16-bit PNG in units of 0.1 mm (up to 6.55 m), 0 = nothing there; cameras are
+A folder holds ``scenes-*.npz`` files of some hundred pictures each (no pickle inside): ``jpeg`` and
+``png`` are the encoded pictures one after another, ``jpeg_ends`` and ``png_ends`` where each ends.
+Depth is a 16-bit PNG in units of 0.1 mm (up to 6.55 m), 0 = nothing there; cameras are
 pinholes without distortion, principal point in the centre, ``fov_y_rad`` their vertical view.
 """
 

@@ -189,6 +189,8 @@ class VlaConfig(TrainConfig):
     train: tuple[str, ...] = ('expert', 'vlm.siglip', 'vlm.language', 'projector')
     """Parts that learn: name prefixes; ``projector`` = both projectors. MoGe is never trained."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+    export_dtype: Literal['stored', 'bfloat16'] = 'stored'
+    """Of the exported weights: as trained (float32), or half of that."""
     tau_per_sample: int = 1
     """Flow times drawn for each sample in one update, the pictures' features shared: cheap."""
 

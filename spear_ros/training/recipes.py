@@ -125,6 +125,7 @@ def spear_tiny() -> VlaConfig:
         batch_size=256,
         ema_decay=0.9995,
         tau_per_sample=8,
+        export_dtype='bfloat16',
         optimizer=OptimizerConfig(
             learning_rate=6e-4, warmup_steps=1000, final_ratio=0.02, weight_decay=0.05
         ),

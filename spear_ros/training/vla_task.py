@@ -193,7 +193,8 @@ class VlaTask(Task[VlaConfig]):
             recipe=config.recipe,
         )
         weights = {name.removeprefix(PREFIX): tensor for name, tensor in plain.items()}
-        return save_checkpoint(folder, contents, weights, overwrite=True)
+        dtype = torch.bfloat16 if config.export_dtype == 'bfloat16' else None
+        return save_checkpoint(folder, contents, weights, dtype=dtype, overwrite=True)
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module, place: Place) -> dict[str, float]:

@@ -1,0 +1,38 @@
+"""``spear train``: refusals before anything starts, and roll-outs as validation."""
+
+import pytest
+
+from spear_ros.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (['--recipe', 'spear_tinny'], 'did you mean "spear_tiny"'),
+        (['--recipe', 'spear1_debug'], 'data.shards is empty'),
+        (['--recipe', 'spear1_debug', 'batchsize=3'], 'did you mean "batch_size"'),
+        (['--recipe', 'spear1_debug', 'data.shards=/nowhere'], 'cannot read the card'),
+        (['--recipe', 'spear1_debug', '--rollouts', '1', '--robots', 'fr4'], 'fr4'),
+        (['--recipe', 'spear1_debug', '--rollouts', '1', '--families', 'tuch'], 'touch'),
+        (['--recipe', 'spear1_debug', 'device=cuda', 'data.shards=/x'], 'cuda'),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(arguments, sentence, tmp_path, capsys):
+    import torch
+
+    if 'device=cuda' in arguments and torch.cuda.is_available():
+        pytest.skip('a CUDA device is here')
+    status = main(['train', 'vla', '--out', str(tmp_path / 'run'), *arguments])
+    said = capsys.readouterr().err
+    assert status == 2
+    lines = [line for line in said.splitlines() if line.startswith('spear train')]
+    assert len(lines) == 1
+    assert sentence in lines[0]
+
+
+def test_settings_can_be_looked_at_without_starting(tmp_path, capsys):
+    command = ['train', 'moge', '--recipe', 'moge_tiny', '--out', str(tmp_path / 'x'), '--list',
+               'steps=7', 'optimizer.warmup_steps=3']  # fmt: skip
+    assert main(command) == 0
+    assert 'steps: 7' in capsys.readouterr().out
+    assert not (tmp_path / 'x').exists()

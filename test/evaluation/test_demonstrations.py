@@ -1,0 +1,153 @@
+"""Demonstrations: clean labels under disturbance, other instructions, resumed where they were."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from spear_ros.cli.demonstrations import network_fit, parse_part, seed_range
+from spear_ros.cli.main import main
+from spear_ros.core.errors import UserError
+from spear_ros.core.geometry import quat_angle
+from spear_ros.core.types import EXTERNAL, RobotState
+from spear_ros.data.episodes import decode_image_bytes
+from spear_ros.data.samples import TARGETS, P, Q
+from spear_ros.data.shards import ShardDataset
+from spear_ros.evaluation.demonstrations import (
+    DemonstrationSettings,
+    Demonstrator,
+    check_seeds,
+    other_task,
+)
+from spear_ros.processing.embodiments import default_action_specs
+from spear_ros.robots import kinematics
+from spear_ros.robots.registry import get_robot
+from spear_ros.runtime.safety import load_limits
+from spear_ros.simulation.expert import Expert
+from spear_ros.simulation.grippers import get_gripper
+from spear_ros.simulation.tasks import parse_instruction
+from spear_ros.simulation.world import World
+
+SETTINGS = DemonstrationSettings(families=('touch', 'pick'), clean=0.0, relabel=1.0, limit_s=12.0)
+
+
+@pytest.fixture(scope='module')
+def parts():
+    gripper = get_gripper(get_robot('wx250s'), None)
+    robot = get_robot('wx250s', gripper.name)
+    world = World(robot, gripper.name)
+    world.reset_scene(0)
+    try:
+        world.render(EXTERNAL)
+    except UserError as error:
+        pytest.skip(str(error))
+    expert = Expert(robot, gripper, kinematics.forward(robot, robot.q_home_rad), SETTINGS.speed)
+    spec = default_action_specs()['widowx_bridge']
+    yield (
+        Demonstrator(world, expert, load_limits(robot), spec, SETTINGS, network_fit),
+        world,
+        expert,
+    )
+    world.close()
+
+
+@pytest.fixture(scope='module')
+def episode(parts):
+    return parts[0].episode('touch', 5)
+
+
+def test_a_disturbed_episode_still_reaches_its_goal(episode):
+    assert episode.outcome == 'success'
+    assert len(episode.samples) > 6
+    assert len({s.key for s in episode.samples}) == len(episode.samples)
+
+
+def test_every_label_starts_at_its_own_state_and_moves_at_the_experts_pace(episode, parts):
+    _, world, _ = parts
+    fastest = SETTINGS.speed * world.robot.nominal.linear_m_s * 0.2
+    for sample in episode.samples:
+        assert np.isfinite(sample.numbers).all()
+        path = sample.numbers[:, P]
+        steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+        # The lever between tool and end-effector frame adds to the first steps of a turn.
+        assert steps.max() < fastest + 0.03
+        assert quat_angle(sample.numbers[0, Q], sample.numbers[1, Q]) < 0.4
+
+
+def test_pictures_have_the_networks_size_and_both_instructions_share_them(episode):
+    first, second = episode.samples[:2]
+    assert first.external is second.external
+    assert first.instruction != second.instruction or first.info != second.info
+    picture = decode_image_bytes(first.external, 'external')
+    wrist = decode_image_bytes(first.wrist, 'wrist')
+    assert picture.shape == (168, 224, 3)
+    assert wrist.shape == (112, 112, 3)
+
+
+def test_instructions_name_objects_of_the_scene(episode, parts):
+    _, world, _ = parts
+    for sample in episode.samples:
+        assert parse_instruction(sample.instruction).target in world.scene.objects
+
+
+def test_the_same_seed_gives_the_same_labels(episode, parts):
+    again = parts[0].episode('touch', 5)
+    # The arm drives home from elsewhere, so it starts within a millimetre of the same place.
+    for first, second in zip(again.samples[:4], episode.samples[:4], strict=True):
+        assert first.instruction == second.instruction
+        np.testing.assert_allclose(first.numbers, second.numbers, atol=5e-3)
+
+
+def test_a_label_is_the_experts_plan_from_the_state(parts):
+    demonstrator, world, expert = parts
+    world.reset_scene(9, 'touch')
+    state = RobotState(stamp_ns=0, T_base_ee=world.T_base_ee, gripper=1.0)
+    plan = expert.plan(world.scene.task, state, world.object_poses())
+    sample = demonstrator.episode('touch', 9).samples[0]
+    # Home is driven to anew, so the states differ by millimetres; the plans lead to one place.
+    np.testing.assert_allclose(sample.numbers[TARGETS, P][-1], plan.T_base_ee[-1, :3, 3], atol=0.03)
+
+
+def test_other_tasks_cover_all_objects_and_respect_the_families(parts):
+    _, world, _ = parts
+    scene = world.reset_scene(4, 'put')
+    rng = np.random.default_rng(0)
+    tasks = [other_task(scene, ('touch', 'push', 'put'), rng) for _ in range(200)]
+    counts = Counter(t.family for t in tasks)
+    assert set(counts) == {'touch', 'push', 'put'}
+    assert all(t.receptacle for t in tasks if t.family == 'put')
+    assert not any(t.target.endswith('_ball') for t in tasks if t.family == 'push')
+    assert {t.target for t in tasks if t.family == 'touch'} == {
+        o.name for o in scene.layout.objects if o.slot >= 0
+    }
+
+
+def test_held_out_seeds_cannot_be_demonstrated():
+    check_seeds(range(0, 10))
+    for seeds in (range(1_000_000, 1_000_010), range(2_000_000, 2_000_001), range(0)):
+        with pytest.raises(UserError, match='held out'):
+            check_seeds(seeds)
+
+
+def test_seed_ranges_and_parts_are_read_or_refused():
+    assert seed_range('3:7') == range(3, 7)
+    assert parse_part('1/4') == (1, 4)
+    for text in ('7', '7:3', 'a:b'):
+        with pytest.raises(UserError, match='--seeds'):
+            seed_range(text)
+    with pytest.raises(UserError, match='--part'):
+        parse_part('4/4')
+
+
+def test_the_command_writes_shards_and_goes_on_where_it_was(parts, tmp_path, capsys):
+    command = ['demonstrations', '--robot', 'widowx', '--families', 'touch', '--out',
+               str(tmp_path), '--relabel', '0', '--seeds', '0:1']  # fmt: skip
+    assert main(command) == 0
+    dataset = ShardDataset(tmp_path)
+    assert dataset.card.spec.embodiment == 'widowx_bridge'
+    assert len(dataset) > 3
+    assert dataset.sample(0, 0).instruction
+    capsys.readouterr()
+    assert main(command) == 0
+    assert '0 samples of 0 episodes' in capsys.readouterr().out
+    assert len(ShardDataset(tmp_path)) == len(dataset)
