@@ -107,6 +107,8 @@ def wiring(folder: Path, robot: str) -> Path:
     values['arm']['max_age_s'] = 0.15
     for camera in values['cameras'].values():
         camera['max_age_s'] = 0.35
+    if robot == 'widowx':  # one camera as JPEG: cut short it is another fault than raw pictures
+        values['cameras']['wrist'].update(topic='/wrist/image_raw/compressed', compressed=True)
     for gripper in values['grippers'].values():
         gripper['state']['max_age_s'] = 1.0
     path = folder / f'{robot}.yaml'

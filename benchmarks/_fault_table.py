@@ -72,13 +72,14 @@ _CAMERA_MEND = {
     'size': 'restart the camera driver',
 }
 _CAMERA_WHAT = {
-    'freeze': 'camera hangs: the same bytes, advancing stamps',
-    'drop': 'camera unplugged: no messages',
+    'freeze': 'the same bytes with advancing stamps (it hangs)',
+    'drop': 'no messages (unplugged)',
     'delay': 'pictures arrive 0.6 s late',
     'short': 'half of each picture is missing',
     'encoding': 'pictures in encoding 32FC1 (a depth topic)',
     'size': 'header claims 100000 x 100000 pixels',
 }
+_RAW_ONLY = ('short', 'encoding', 'size')
 _CAMERA_SAYS = {
     'freeze': 'byte for byte the same',
     'drop': 'newest sample is',
@@ -90,26 +91,40 @@ _CAMERA_SAYS = {
 
 
 def _camera_faults() -> list[Fault]:
-    rows = []
+    rows = [
+        Fault(
+            id='jpeg_short_wrist',
+            what='wrist camera: each JPEG is cut short',
+            inject=('sim camera_short wrist',),
+            state='HOLD',
+            reasons=(R.CAMERA_STALE,),
+            says='JPEG',
+            then=RESUMES,
+            mend=_CAMERA_MEND['short'],
+            robots=WIDOWX,
+        )
+    ]
     for camera in ('external', 'wrist'):
         for kind, what in _CAMERA_WHAT.items():
             line = f'camera_{kind} {camera}' + (' 0.6' if kind == 'delay' else '')
             rows.append(
                 Fault(
                     id=f'camera_{kind}_{camera}',
-                    what=f'{camera} {what}',
+                    what=f'{camera} camera: {what}',
                     inject=(f'sim {line}',),
                     state='HOLD',
                     reasons=(R.CAMERA_FROZEN if kind == 'freeze' else R.CAMERA_STALE,),
                     says=_CAMERA_SAYS[kind],
                     then=RESUMES,
                     mend=_CAMERA_MEND[kind],
+                    # The WidowX's wrist camera is compressed: what it is, stands in the data.
+                    robots=FRANKA if camera == 'wrist' and kind in _RAW_ONLY else BOTH,
                 )
             )
         rows += [
             Fault(
                 id=f'camera_{kind}_{camera}',
-                what=f'{camera} {what}',
+                what=f'{camera} camera: {what}',
                 inject=(f'sim camera_{kind} {camera}',),
                 state='RUNNING',
                 then=TOLERATED,
@@ -217,6 +232,7 @@ def _chunk_faults() -> list[Fault]:
             rejects=R.CHUNK_NOT_FINITE,
             then=RESUMES,
             mend='nothing: the next good chunk is followed',
+            detect_s=4.0,
         ),
         row('nan', 'every chunk holds NaN', R.CHUNK_NOT_FINITE),
         row('huge', 'a step of half a metre', R.CHUNK_STEP_LIMIT),

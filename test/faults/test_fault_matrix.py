@@ -69,8 +69,8 @@ def scenario_of_the_table(bench, fault):
         bench.heal()
         return
     change = bench.outcome(fault, first)
-    if fault.then == RESUMES:
-        assert fault.says in change.text
+    if fault.id == 'chunk_nan_once':  # the next chunk is followed before anything stands still
+        assert (fault.says in change.text, change.last_reject) == (True, fault.rejects)
     else:
         check_hold(bench, fault, change)
     bench.heal()
@@ -81,7 +81,8 @@ def check_hold(bench, fault, change):
     assert fault.says in change.text
     if fault.rejects:
         assert change.last_reject == fault.rejects
-    assert bench.held(fault, change) == []
+    # What resumes by itself has two seconds for it.
+    assert bench.held(fault, change, 0.12 if fault.then == RESUMES else 0.25) == []
     if fault.state == 'FAULT':
         assert not bench.operator.trigger('arm')[0]  # latched
 
