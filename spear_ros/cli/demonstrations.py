@@ -40,12 +40,8 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
 def run(args: argparse.Namespace) -> int:
     """Collect; 1 where not one sample came out."""
     from spear_ros.data.shard_writer import ShardWriter
-    from spear_ros.evaluation.demonstrations import (
-        DemonstrationSettings,
-        check_seeds,
-        demonstration_card,
-        summary,
-    )
+    from spear_ros.evaluation.demonstrations import check_seeds, demonstration_card, summary
+    from spear_ros.evaluation.disturbance import DemonstrationSettings
 
     settings = DemonstrationSettings(
         families=tuple(f.strip() for f in args.families.split(',') if f.strip()),

@@ -84,6 +84,24 @@ def to_mapping(value: object) -> Any:
     return value
 
 
+def parse_value(text: str, where: str) -> Any:
+    """Read one value as YAML does, for ``key=value`` on a command line.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = ' '.join(str(error).split())[:100]
+        raise UserError(f'{where}: the value {text!r} cannot be read ({reason}).') from None
+
+
+def to_yaml(value: object) -> str:
+    """A dataclass (or plain value) as the YAML that :func:`load_yaml` reads."""
+    return str(yaml.safe_dump(to_mapping(value), sort_keys=False))
+
+
 def _convert(hint: Any, value: object, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from spear_ros.core.config import to_yaml
 from spear_ros.core.errors import UserError
 from spear_ros.training.config import MogeTrainConfig, TrainConfig, VlaConfig, VlmConfig
 from spear_ros.training.distributed import joined
@@ -69,11 +70,7 @@ def train(
 
 def print_settings(config: TrainConfig) -> None:
     """Write the whole config as YAML."""
-    import yaml
-
-    from spear_ros.core.config import to_mapping
-
-    yaml.safe_dump(to_mapping(config), sys.stdout, sort_keys=False)
+    sys.stdout.write(to_yaml(config))
 
 
 def main(kind: str, argv: Sequence[str] | None = None) -> int:

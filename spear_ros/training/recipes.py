@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
-from spear_ros.core.config import from_mapping, to_mapping
+from spear_ros.core.config import from_mapping, parse_value, to_mapping
 from spear_ros.core.errors import UserError
 from spear_ros.networks.config import FlowConfig, Spear1Config, VitConfig
 from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig
@@ -316,11 +314,7 @@ def change(config: TrainConfig, assignments: list[str]) -> TrainConfig:
         key, sign, value = text.partition('=')
         if not sign or not key:
             raise UserError(f'"{text}" is not of the form key=value, such as batch_size=64.')
-        try:
-            parsed = yaml.safe_load(value) if value else ''
-        except yaml.YAMLError:
-            raise UserError(f'{key}: the value {value!r} cannot be read.') from None
-        _assign(data, key, parsed)
+        _assign(data, key, parse_value(value, key) if value else '')
     try:
         return from_mapping(type(config), data, 'settings')
     except UserError:

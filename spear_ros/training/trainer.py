@@ -10,19 +10,16 @@ counted, and too many of them end the run.
 """
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spear_ros.core.config import to_mapping
 from spear_ros.core.errors import UserError
 from spear_ros.data.samples import stable_hash
 from spear_ros.data.shards import write_json
@@ -45,6 +42,7 @@ from spear_ros.training.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
+from spear_ros.training.run_folder import keep_config, stop_signals
 from spear_ros.training.task import Batch, BatchStream, Task
 from spear_ros.training.weights import averaged_weights, fill, full_state
 
@@ -52,9 +50,6 @@ Validate = Callable[[Path], Mapping[str, float]]
 """Gets the folder of an exported checkpoint, on process 0, and returns figures."""
 
 EXPORT = 'export'
-CHANGEABLE = ('max_minutes', 'saving', 'logging', 'validate_every', 'check_memory', 'device',
-              'max_bad', 'parallel')  # fmt: skip
-"""Fields that may differ when a run goes on: they do not change its result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +110,7 @@ class Trainer:
         """
         self._log = RunLog(self.folder, self.place, tensorboard=self.config.logging.tensorboard)
         try:
-            with _signals(self._ask_to_stop):
+            with stop_signals(self._ask_to_stop):
                 self._start()
                 return self._loop()
         except torch.OutOfMemoryError:
@@ -373,37 +368,6 @@ class Trainer:
         return f'the checkpoint of step {steps[-1]} is whole' if steps else 'no checkpoint yet'
 
 
-def keep_config(folder: Path, config: Any, place: Place) -> None:
-    """Write ``config.json`` into the folder, or hold it against the one that is there.
-
-    Raises:
-        UserError: the folder belongs to a run with another value; names the field.
-    """
-    path = folder / 'config.json'
-    ours = json.loads(json.dumps(to_mapping(config)))
-    if path.exists():
-        theirs = json.loads(path.read_text(encoding='utf-8'))
-        for name in ours:
-            if name not in CHANGEABLE and theirs.get(name) != ours[name]:
-                field_name, old, new = _first_difference(name, theirs.get(name), ours[name])
-                raise UserError(
-                    f'{folder}: a run with {field_name} = {old!r} is there and this one has '
-                    f'{new!r}; choose another folder, or the same settings to go on.'
-                )
-    barrier(place)
-    if place.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, ours)
-
-
-def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                return _first_difference(f'{name}.{key}', old.get(key), new.get(key))
-    return name, old, new
-
-
 def _set_determinism(on: bool) -> None:
     torch.use_deterministic_algorithms(on, warn_only=False)
     torch.backends.cudnn.deterministic = on
@@ -415,25 +379,3 @@ def _set_frozen_dtype(module: nn.Module, name: str) -> None:
         for parameter in module.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-
-
-@contextmanager
-def _signals(ask: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C ask for a checkpoint; a second Ctrl-C ends at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        ask()
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, handle)
-    except ValueError:  # not the main thread: somebody else looks after signals
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -66,7 +66,7 @@ def test_a_damaged_or_empty_folder_is_named(scenes, tmp_path):
         DepthScenes([tmp_path])
     data = (scenes / 'scenes-a.npz').read_bytes()
     (tmp_path / 'scenes-b.npz').write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match='scenes-b.npz: damaged'):
+    with pytest.raises(UserError, match=r'scenes-b\.npz: damaged'):
         DepthScenes([tmp_path])
 
 

@@ -1,0 +1,71 @@
+"""What a run folder promises: one config, and a stop that is asked for politely."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from spear_ros.core.config import to_mapping
+from spear_ros.core.errors import UserError
+from spear_ros.data.shards import write_json
+from spear_ros.training.distributed import Place, barrier
+
+CHANGEABLE = ('max_minutes', 'saving', 'logging', 'validate_every', 'check_memory', 'device',
+              'max_bad', 'parallel')  # fmt: skip
+"""Fields that may differ when a run goes on: they do not change its result."""
+
+
+def keep_config(folder: Path, config: Any, place: Place) -> None:
+    """Write ``config.json`` into the folder, or hold it against the one that is there.
+
+    Raises:
+        UserError: the folder belongs to a run with another value; names the field.
+    """
+    path = folder / 'config.json'
+    ours = json.loads(json.dumps(to_mapping(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding='utf-8'))
+        for name in ours:
+            if name not in CHANGEABLE and theirs.get(name) != ours[name]:
+                field_name, old, new = _first_difference(name, theirs.get(name), ours[name])
+                raise UserError(
+                    f'{folder}: a run with {field_name} = {old!r} is there and this one has '
+                    f'{new!r}; choose another folder, or the same settings to go on.'
+                )
+    barrier(place)
+    if place.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+
+
+def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _first_difference(f'{name}.{key}', old.get(key), new.get(key))
+    return name, old, new
+
+
+@contextmanager
+def stop_signals(ask: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C ask for a checkpoint; a second Ctrl-C ends at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        ask()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: somebody else looks after signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
