@@ -123,3 +123,13 @@ def test_parameters_win_over_the_file(tmp_path):
     assert (config.model, config.gripper) == ('panda', 'robotiq_2f85')
     with pytest.raises(UserError, match='suction'):
         robot_config(replace(wiring, gripper='suction'))
+
+
+def test_the_twin_has_its_own_age_limits_and_the_robot_keeps_its_tight_ones():
+    real = load_robot_config('franka')
+    twin = real.simulated()
+    assert real.arm.max_age_s == 0.05
+    assert twin.arm.max_age_s == real.sim.arm_max_age_s
+    assert twin.cameras.external.max_age_s == real.sim.camera_max_age_s
+    assert twin.gripper_state.max_age_s == real.sim.gripper_max_age_s
+    assert real.gripper_state.max_age_s == 0.2
