@@ -87,6 +87,10 @@ class Detection:
     label: str
     box_xyxy: tuple[float, float, float, float]
     score: float = 1.0
+    problem: str = ''
+    """Why this box must not be labelled; '' for a good one."""
+    number: int = 0
+    """Place in the detector's list from 1; what given masks refer to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
