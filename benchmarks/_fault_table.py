@@ -433,7 +433,7 @@ def _process_faults() -> list[Fault]:
             what='executor dies (kill -9)',
             state='-',
             mend='start executor_node; the robot stands at its last target meanwhile; then arm '
-            '(refused for some seconds, until discovery has forgotten the dead publisher)',
+            '(refused for up to 20 s, until discovery has forgotten the dead publisher)',
         ),
     ]
 

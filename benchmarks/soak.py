@@ -7,7 +7,7 @@ between faults the robot follows chunks. Counted: commands that the judge of ``_
 outside the hard limits, targets that move (or are sent) after detection, faults that did not end
 where the table says. Memory is the unique set size per process; the slope is that of the longest
 life of each process without its first tenth. The last line is one JSON object; the exit status is 1
-if anything unsafe was seen.
+if anything unsafe was seen, or if most faults were masked by a busy machine.
 """
 
 import argparse
@@ -151,7 +151,8 @@ def main() -> None:
         finally:
             bench.close()
     print(json.dumps({'benchmark': 'soak', 'robot': args.robot, **result, **machine()}))
-    sys.exit(1 if result['unsafe'] else 0)
+    # A soak in which the machine was too busy for most faults has shown nothing.
+    sys.exit(1 if result['unsafe'] or 2 * result['as_expected'] < result['faults'] else 0)
 
 
 if __name__ == '__main__':

@@ -36,6 +36,8 @@ from spear_ros.ros.drivers.grippers import BinaryTarget, JamWatch, PwmGripper
 from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_INPUT
 
 _SILENT_S = 1.0
+# Polled at 20 Hz: a longer interval is a pause of this process, in which it could hear nobody.
+_PAUSED_S = 0.5
 
 # Dynamixel X series, register Hardware_Error_Status.
 _ERROR_BITS = {
@@ -106,6 +108,7 @@ class WidowxDriver:
         self._modes = SetUp(self._config)
         self._registers = RegisterWatch(self._config)
         self._heard_s: float | None = None
+        self._polled_s: float | None = None
 
     # ------------------------------------------------------------------------------------- set-up
 
@@ -147,6 +150,9 @@ class WidowxDriver:
     def poll(self) -> DriverReport:
         """Drive the gripper's PWM and judge services, efforts and error registers."""
         now = self._monotonic()
+        polled, self._polled_s = self._polled_s, now
+        if self._heard_s is not None and polled is not None and now - polled > _PAUSED_S:
+            self._heard_s = now
         pwm = self._pwm.update(self._target.wanted_open, self._opening, now)
         if pwm is not None:
             self._send_pwm(pwm)

@@ -13,7 +13,7 @@ from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
-from spear_ros.ros.drivers.widowx import EffortGuard, SetUp, error_text
+from spear_ros.ros.drivers.widowx import EffortGuard, SetUp, WidowxDriver, error_text
 
 SRVS = 'interbotix_xs_msgs.srv'
 HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
@@ -127,6 +127,27 @@ def test_modes_of_a_driver_that_was_away_are_only_set_again_when_asked():
     assert client.calls == 2
     assert modes.run(lambda: 2.0) == ''
     assert (modes.poll(3.0), client.calls) == ('', 4)
+
+
+def test_a_pause_of_this_process_is_no_silence_of_xs_sdk():
+    pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
+    clock = SimpleNamespace(now=10.0)
+    stamp = SimpleNamespace(nanoseconds=0)
+    node = SimpleNamespace(
+        get_clock=lambda: SimpleNamespace(now=lambda: stamp),
+        resolve_topic_name=lambda name: name,
+        get_subscriptions_info_by_topic=lambda name: [],
+    )
+    driver = WidowxDriver(node, get_robot('wx250s'), load_robot_config('widowx'), lambda: clock.now)
+    driver._sink = SimpleNamespace(on_joints=lambda *_: None, on_gripper=lambda *_: None)
+    driver._on_joints(joint_state_msg(0, ['waist'], [0.0]))
+    assert 'nobody listens' in driver.poll().text
+    clock.now += 3.0
+    assert 'nobody listens' in driver.poll().text
+    for _ in range(25):
+        clock.now += 0.05
+        report = driver.poll()
+    assert 'is silent' in report.text
 
 
 def test_error_register_is_spelled_out():
