@@ -316,6 +316,7 @@ def fuzz_executor(n: int, seed: int, robot: str) -> dict:
                 if rejection is None:
                     accepted += 1
                     judge.expiry_ns = max(judge.expiry_ns, chunk.expiry_ns)
+        rig.commands.clear()
         snapshot = rig.executor.snapshot()
         states[snapshot.state.name] += 1
         reasons[Reason(snapshot.reason).name] += 1
