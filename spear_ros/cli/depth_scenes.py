@@ -1,4 +1,4 @@
-"""``spear depth-scenes``: random pictures of the simulator with exact depth, for a depth.
+"""``spear depth-scenes``: random pictures of the simulator with exact depth."""
 
 import argparse
 import sys
