@@ -233,6 +233,7 @@ class MogeDataConfig:
     scenes: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     jitter: float = 0.3
+    threads: int = 2
     mirror: bool = True
     """Left and right exchanged half of the time (the world may be mirrored, a robot's not)."""
 

@@ -20,7 +20,7 @@ class IndexedStream:
         place: this process.
         seed: of the order, the same on all processes.
         load: items' numbers to a batch; may raise UserError.
-        ahead: batches prepared in advance by a thread; 0 = none (``load`` is cheap).
+        threads: so many batches are made at the same time, in advance.
     """
 
     def __init__(
@@ -30,25 +30,22 @@ class IndexedStream:
         place: Place,
         seed: int,
         load: Callable[[list[int]], Batch],
-        ahead: int = 2,
+        threads: int = 2,
     ) -> None:
         if count < place.world:
             raise UserError(f'{count} items for {place.world} processes; give more data.')
         self._count, self._batch, self._place, self._seed = count, batch, place, seed
-        self._load, self._ahead = load, ahead
+        self._load, self._ahead = load, max(2, threads)
         self._position = 0
         """Items of this process handed out."""
         self._next = 0
         """Items of this process drawn, some of them ahead."""
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix='stream')
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix='stream')
         self._waiting: list[Future[Batch]] = []
 
     def __next__(self) -> Batch:
         """Next batch."""
-        if self._ahead == 0:
-            self._position += self._batch
-            return self._load(self._draw())
         while len(self._waiting) <= self._ahead:
             self._waiting.append(self._pool.submit(self._load, self._draw()))
         future = self._waiting.pop(0)

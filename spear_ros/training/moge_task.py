@@ -104,7 +104,9 @@ class MogeTask(Task[MogeTrainConfig]):
         """Pictures in seeded order."""
         config = self.config
         count = config.batch_size // place.world // config.accumulate
-        return IndexedStream(len(self.scenes), count, place, config.seed, self._load)
+        return IndexedStream(
+            len(self.scenes), count, place, config.seed, self._load, config.data.threads
+        )
 
     def _load(self, numbers: list[int]) -> Batch:
         return load_pictures(self.scenes, numbers)

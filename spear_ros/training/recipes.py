@@ -16,6 +16,7 @@ from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig
 from spear_ros.training.config import (
     LoggingConfig,
     LoraConfig,
+    MogeDataConfig,
     MogeTrainConfig,
     OptimizerConfig,
     SavingConfig,
@@ -119,7 +120,7 @@ def spear_tiny() -> VlaConfig:
             flow=FlowConfig(rotation_loss='cos+geo'),
             text_length=32,
         ),
-        steps=40_000,
+        steps=20_000,
         batch_size=256,
         ema_decay=0.9995,
         tau_per_sample=8,
@@ -137,7 +138,7 @@ def spear_tiny() -> VlaConfig:
         ),
         saving=SavingConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50),
-        validate_every=10_000,
+        validate_every=5000,
     )
 
 
@@ -160,7 +161,8 @@ def moge_tiny() -> MogeTrainConfig:
             num_tokens_range=(192, 192),
         ),
         image_size=(168, 224),
-        steps=20_000,
+        data=MogeDataConfig(threads=8),
+        steps=10_000,
         batch_size=64,
         ema_decay=0.999,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500, final_ratio=0.02),

@@ -29,8 +29,9 @@ def keep_config(folder: Path, config: Any, place: Place) -> None:
     if path.exists():
         theirs = json.loads(path.read_text(encoding='utf-8'))
         for name in ours:
-            if name not in CHANGEABLE and theirs.get(name) != ours[name]:
-                field_name, old, new = _first_difference(name, theirs.get(name), ours[name])
+            was, now = _without_threads(theirs.get(name)), _without_threads(ours[name])
+            if name not in CHANGEABLE and was != now:
+                field_name, old, new = _first_difference(name, was, now)
                 raise UserError(
                     f'{folder}: a run with {field_name} = {old!r} is there and this one has '
                     f'{new!r}; choose another folder, or the same settings to go on.'
@@ -39,6 +40,13 @@ def keep_config(folder: Path, config: Any, place: Place) -> None:
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
+
+
+def _without_threads(value: Any) -> Any:
+    """How many threads prepare the data changes nothing that comes out."""
+    if isinstance(value, dict):
+        return {name: v for name, v in value.items() if name != 'threads'}
+    return value
 
 
 def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:

@@ -140,7 +140,9 @@ class VlmTask(Task[VlmConfig]):
         """Pairs in seeded order."""
         config = self.config
         count = config.batch_size // place.world // config.accumulate
-        return IndexedStream(len(self.questions), count, place, config.seed, self._load)
+        return IndexedStream(
+            len(self.questions), count, place, config.seed, self._load, config.data.threads
+        )
 
     def _load(self, numbers: list[int]) -> Batch:
         return self._batch([self.questions[i] for i in numbers])

@@ -203,6 +203,8 @@ def test_a_full_disk_in_mid_run_is_said_and_the_run_goes_on(shards, tmp_path, ca
 def test_a_folder_of_other_settings_is_refused(straight, shards):
     with pytest.raises(UserError, match=r'optimizer.learning_rate = 0.003 .* 0.001'):
         run(make_config(shards, 'optimizer.learning_rate=1e-3'), straight[0])
+    # How many threads load and how long a piece may take changes nothing.
+    assert run(make_config(shards, 'data.threads=2', 'max_minutes=5'), straight[0]).finished
 
 
 def test_a_frozen_depth_branch_never_moves(straight, shards):
