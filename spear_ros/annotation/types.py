@@ -8,7 +8,7 @@ type: ``metric`` (metres) or ``affine`` (MoGe-1's, another unknown scale in ever
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,86 @@ class OrientedBox:
     """(3, 3) rotation, one box axis per column."""
     extents: FloatArray
     """(3,) full lengths along the axes, not negative."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectLabel:
+    """What is known of one object; points in the camera frame, unit as the image's scale says."""
+
+    label: str
+    box_xyxy: tuple[float, float, float, float]
+    centre: FloatArray
+    """(3,) of the oriented box."""
+    vertices: FloatArray
+    """(8, 3) in the canonical order."""
+    closest: FloatArray
+    """(3,) the object's point that is closest to the camera."""
+    furthest: FloatArray
+    n_points: int
+    number: int
+    """The detection it came from."""
+
+    def as_json(self) -> dict[str, object]:
+        """The same as plain lists."""
+        return {f: _plain(getattr(self, f)) for f in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> 'ObjectLabel':
+        """Inverse of :meth:`as_json`."""
+        arrays = {f: np.array(data[f], float) for f in _POINTS}
+        rest = {f: data[f] for f in ('label', 'n_points', 'number')}
+        return cls(box_xyxy=tuple(data['box_xyxy']), **arrays, **rest)
+
+
+_POINTS = ('centre', 'vertices', 'closest', 'furthest')
+
+
+def _plain(value: Any) -> object:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageAnnotation:
+    """All that is known of one picture."""
+
+    name: str
+    digest: str
+    size: tuple[int, int]
+    """Width and height of the working image."""
+    scale: ScaleType
+    K: FloatArray
+    detected: tuple[str, ...]
+    """Labels of all detections, those without a box included."""
+    objects: tuple[ObjectLabel, ...]
+    failures: tuple[Failure, ...]
+    """Of single objects."""
+    keys: Mapping[str, str]
+    """Stage -> key of its stored result: where the labels came from."""
+
+    def as_json(self) -> dict[str, object]:
+        """The same as plain lists."""
+        data: dict[str, object] = {f: _plain(getattr(self, f)) for f in self.__dataclass_fields__}
+        data['objects'] = [o.as_json() for o in self.objects]
+        data['failures'] = [[f.kind.value, f.where, f.text] for f in self.failures]
+        data['keys'] = dict(self.keys)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> 'ImageAnnotation':
+        """Inverse of :meth:`as_json`."""
+        if data['scale'] not in SCALE_TYPES:
+            raise ValueError(f'scale {data["scale"]!r}')
+        return cls(
+            name=data['name'],
+            digest=data['digest'],
+            size=(int(data['size'][0]), int(data['size'][1])),
+            scale=data['scale'],
+            K=np.array(data['K'], float),
+            detected=tuple(data['detected']),
+            objects=tuple(ObjectLabel.from_json(o) for o in data['objects']),
+            failures=tuple(Failure(FailureKind(k), w, t) for k, w, t in data['failures']),
+            keys=dict(data['keys']),
+        )
 
 
 class Stage(Protocol):
