@@ -1,10 +1,12 @@
 """Which topics the policy listens to, and how their messages get into the observation buffer."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spear_ros.core.types import CameraFrame
+from spear_ros.core.types import CameraFrame, ImageArray
 from spear_ros.policies.base import PolicyInfo
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import RobotConfig
@@ -40,6 +42,25 @@ class InputTopic:
     names: tuple[str, ...]
 
 
+def exotic_decoder() -> Callable[[Any], ImageArray] | None:
+    """Return cv_bridge's conversion to RGB for encodings that ours does not know, if there is one.
+
+    Bayer, 16-bit and planar YUV come from cv_bridge alone; it is optional, because its apt build is
+    compiled against numpy 1 and may not load beside numpy 2.
+    """
+    if importlib.util.find_spec('cv_bridge') is None:
+        return None
+    try:
+        bridge = importlib.import_module('cv_bridge').CvBridge()
+    except (ImportError, AttributeError):
+        return None
+
+    def convert(message: Any) -> ImageArray:
+        return bridge.imgmsg_to_cv2(message, desired_encoding='rgb8')  # type: ignore[no-any-return]
+
+    return convert
+
+
 class PolicyInputs:
     """The inputs of one robot's wiring.
 
@@ -52,6 +73,7 @@ class PolicyInputs:
         self._config, self._robot = config, robot
         self._joint_names = config.arm.joint_names or robot.joint_names
         self._buffer: ObservationBuffer | None = None
+        self._exotic = exotic_decoder()
         self.topics = self._topics()
 
     @property
@@ -111,10 +133,13 @@ class PolicyInputs:
 
         return decode
 
-    @staticmethod
-    def _add_image(buffer: ObservationBuffer, name: str, message: Any, received_ns: int) -> None:
+    def _add_image(
+        self, buffer: ObservationBuffer, name: str, message: Any, received_ns: int
+    ) -> None:
         frame = CameraFrame(
-            image=decode_image(message), stamp_ns=stamp_ns(message), received_ns=received_ns
+            image=decode_image(message, self._exotic),
+            stamp_ns=stamp_ns(message),
+            received_ns=received_ns,
         )
         buffer.add_image(name, frame)
 
