@@ -259,7 +259,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     found: dict[str, Any] = {
         'python': [version, list(inner), gauss],
-        'numpy': [kind, keys.tolist(), *rest],  # type: ignore[union-attr]
+        'numpy': [kind, keys.tolist(), *rest],  # type: ignore[attr-defined, union-attr]
         'torch': torch.get_rng_state().numpy().tobytes().hex(),
     }
     if device.type == 'cuda':

@@ -164,7 +164,7 @@ def choose_trained(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 def freeze_unused(model: Spear1) -> None:
     """Freeze what the joint pass never uses: the language stack ends in keys and values."""
-    last = model.vlm.language.blocks[-1]
+    last = list(model.vlm.language.blocks)[-1]
     for unused in (last.attention.out, last.norm2, last.mlp, model.vlm.language.norm):
         unused.requires_grad_(False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,14 @@ def fill(module: nn.Module, initial: Callable[[], dict[str, Tensor]], place: Pla
         module.load_state_dict(initial(), strict=True)
         return
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
-    set_model_state_dict(module, initial() if place.first else {}, options=options)
+    state: dict[str, Any] = dict(initial()) if place.first else {}
+    set_model_state_dict(module, state, options=options)
 
 
 def full_state(module: nn.Module, ema: Ema, place: Place) -> dict[str, Tensor]:
     """All weights whole, on the CPU, on process 0 ({} elsewhere); averaged where there is one."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(module, options=options)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
     for name, shadow in ema.shadow.items():
         whole = shadow.full_tensor() if hasattr(shadow, 'full_tensor') else shadow
         if place.first:
