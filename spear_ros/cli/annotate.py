@@ -1,0 +1,144 @@
+"""``spear annotate``: label plain pictures in 3D and make questions of them."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spear_ros.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from spear_ros.annotation.pipeline import Stages
+
+
+def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
+    """Add the command's arguments."""
+    parser = subparsers.add_parser(
+        'annotate',
+        help='label plain pictures in 3D and make questions of them',
+        description='Finished work is found again: start the same command after a kill. Several '
+        'processes share by --shard; then one more call with --finish writes the training data.',
+    )
+    parser.add_argument('images', type=Path, help='folder of pictures')
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--detector', choices=['replay', 'gemini'], default='replay')
+    parser.add_argument('--boxes', type=Path, metavar='DIR', help='stored boxes, for replay')
+    masks = parser.add_mutually_exclusive_group(required=True)
+    masks.add_argument('--masks', type=Path, metavar='DIR', help='given masks, with --boxes')
+    masks.add_argument('--sam2', metavar='NAME', help='weights of SAM2, a name or a folder')
+    depth = parser.add_mutually_exclusive_group(required=True)
+    depth.add_argument('--depth', type=Path, metavar='DIR', help='given depth')
+    depth.add_argument('--moge', type=Path, metavar='DIR', help='converted MoGe-1 weights')
+    parser.add_argument('--device', default='cpu', help='of MoGe and SAM2')
+    parser.add_argument('--box-kind', default='pca', help='pca or minimal')
+    parser.add_argument('--shard', default='0/1', help='I/N: share I (from 0) of N processes')
+    parser.add_argument('--finish', action='store_true', help='only write the training data')
+    parser.add_argument('--val-percent', type=int, default=5)
+    parser.add_argument('--scale', choices=['metric', 'affine'], help='keep only this scale type')
+    parser.add_argument('--source', default='', help='name of the data, kept with every answer')
+    parser.add_argument('--gemini-model', default='gemini-2.5-flash')
+    parser.add_argument(
+        '--usd-per-million', metavar='IN,OUT', help='prices of the paid service, for the estimate'
+    )
+    parser.add_argument('--yes', action='store_true', help='agree to the estimated price')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Annotate, then write the training data where there is one process."""
+    from spear_ros.annotation.images import ImageSettings, find_images
+    from spear_ros.annotation.output import OutputSettings, write_output
+    from spear_ros.annotation.pipeline import annotate_folder
+    from spear_ros.cli.demonstrations import parse_part
+
+    shard = parse_part(args.shard)
+    if not 0 <= args.val_percent <= 50:
+        raise UserError(f'--val-percent {args.val_percent}: give 0 to 50.')
+    if not args.finish:
+        names = find_images(args.images)
+        _agree_to_price(args, len(names[shard[0] :: shard[1]]))
+        counts = annotate_folder(
+            args.images, names, _stages(args), args.out, shard=shard, progress=_progress
+        )
+        _print_counts(counts)
+        if shard[1] > 1:
+            print(f'{args.out}: share {args.shard} is done; when all are: the same with --finish.')
+            return 0
+    settings = OutputSettings(
+        val_percent=args.val_percent, scale=args.scale, source=args.source or args.images.name
+    )
+    report = write_output(args.images, args.out, ImageSettings(), settings)
+    pairs, scale = report['pairs'], report['scale_type']
+    print(f'{args.out}: {pairs["train"]} pairs for training, {pairs["val"]} held out, {scale}')
+    for family, error in report['round_trip_error'].items():
+        print(f'  {family}: {report["families"][family]} pairs, round trip error {error:.5f}')
+    return 0
+
+
+def _stages(args: argparse.Namespace) -> 'Stages':
+    from spear_ros.annotation.boxes import BoxSettings
+    from spear_ros.annotation.detectors import (
+        GeminiDetector,
+        GeminiSettings,
+        GenaiService,
+        ReplayDetector,
+    )
+    from spear_ros.annotation.given import GivenDepth, GivenMasks
+    from spear_ros.annotation.pipeline import Stages
+    from spear_ros.annotation.types import DepthEstimator, Detector, Segmenter
+
+    boxes = BoxSettings(kind=args.box_kind)
+    if args.detector == 'replay':
+        if args.boxes is None:
+            raise UserError('the detector replay needs --boxes DIR, the stored boxes.')
+        detector: Detector = ReplayDetector(args.boxes)
+    else:
+        if args.masks is not None:
+            # Given masks are numbered after given boxes; for other boxes they would be wrong.
+            raise UserError('--masks belong to stored boxes: use --sam2 with the detector gemini.')
+        detector = GeminiDetector(GeminiSettings(model=args.gemini_model), GenaiService())
+    if args.moge is not None:
+        from spear_ros.annotation.moge_depth import MogeDepth
+
+        depth: DepthEstimator = MogeDepth.from_folder(args.moge, args.device)
+    else:
+        depth = GivenDepth(args.depth)
+    if args.sam2 is not None:
+        from spear_ros.annotation.sam2 import Sam2Segmenter
+
+        segmenter: Segmenter = Sam2Segmenter.from_pretrained(args.sam2, args.device)
+    else:
+        segmenter = GivenMasks(args.masks)
+    return Stages(detector=detector, segmenter=segmenter, depth=depth, boxes=boxes)
+
+
+def _agree_to_price(args: argparse.Namespace, images: int) -> None:
+    """Tell what a paid detector will cost at most, and go on only with --yes."""
+    if args.detector != 'gemini':
+        return
+    from spear_ros.annotation.detectors import estimate_cost_usd
+
+    try:
+        price_in, price_out = (float(v) for v in (args.usd_per_million or '').split(','))
+    except ValueError:
+        raise UserError(
+            f'--usd-per-million {args.usd_per_million}: give the prices of a million tokens in and '
+            'out, such as 0.30,2.50.'
+        ) from None
+    cost = estimate_cost_usd(images, (price_in, price_out))
+    print(f'{images} images at most: about {cost:.2f} USD (stored answers are not asked again)')
+    if not args.yes:
+        raise UserError('the detector gemini costs money; add --yes to agree.')
+
+
+def _progress(done: int, total: int) -> None:
+    if done % 10 == 0 or done == total:
+        end = '\n' if done == total else ''
+        print(f'\r{done}/{total} pictures', end=end, file=sys.stderr, flush=True)
+
+
+def _print_counts(counts: 'Mapping[str, int]') -> None:
+    for name, count in sorted(counts.items()):
+        print(f'  {name}: {count}')

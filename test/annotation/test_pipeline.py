@@ -1,0 +1,225 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from spear_ros.annotation.detectors import ReplayDetector
+from spear_ros.annotation.given import GivenDepth, GivenMasks
+from spear_ros.annotation.images import ImageSettings, find_images
+from spear_ros.annotation.output import OutputSettings, load_bins, write_output
+from spear_ros.annotation.pipeline import (
+    Stages,
+    annotate_folder,
+    read_records,
+    record_name,
+)
+from spear_ros.annotation.questions import read_answer
+from spear_ros.cli.main import main
+from spear_ros.core.errors import UserError
+from spear_ros.training.question_data import read_picture, read_questions
+
+SIZE = (160, 120)
+K = np.array([[150.0, 0, 79.5], [0, 150, 59.5], [0, 0, 1]])
+IMAGES = ImageSettings(width=160, height=120)
+RADIUS = 0.12
+PLACES = {'ball': (-0.25, 0.0, 1.0), 'globe': (0.25, 0.05, 1.3)}
+
+
+def write_picture(root, name, rng, scale='metric', labels=tuple(PLACES)):
+    """Two spheres before a wall, exact."""
+    v, u = np.mgrid[0 : SIZE[1], 0 : SIZE[0]]
+    rays = np.stack([(u - 79.5) / 150, (v - 59.5) / 150, np.ones(u.shape)], axis=-1)
+    depth, mask = np.full(u.shape, 3.0), np.zeros(u.shape, np.uint8)
+    boxes = []
+    for number, (label, place) in enumerate(zip(labels, PLACES.values(), strict=False), 1):
+        centre = np.array(place) + rng.uniform(-0.03, 0.03, 3)
+        a, b = (rays**2).sum(-1), rays @ centre
+        root_of = b**2 - a * (centre @ centre - RADIUS**2)
+        hit = root_of > 0
+        depth[hit] = ((b - np.sqrt(np.where(hit, root_of, 0))) / a)[hit]
+        mask[hit] = number
+        rows, columns = np.where(hit)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        boxes.append({'label': label, 'box_xyxy': [int(x) for x in box]})
+    pixels = rng.integers(0, 255, (*SIZE[::-1], 3), np.uint8)
+    for folder in ('images', 'boxes', 'masks', 'depth'):
+        (root / folder).mkdir(exist_ok=True)
+    cv2.imwrite(str(root / 'images' / f'{name}.png'), pixels)
+    (root / 'boxes' / f'{name}.json').write_text(json.dumps({'boxes': boxes}))
+    cv2.imwrite(str(root / 'masks' / f'{name}.png'), mask)
+    np.savez(root / 'depth' / f'{name}.npz', depth=depth, K=K, scale=scale)
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        write_picture(tmp_path, f'p{i:02d}', rng)
+    return tmp_path
+
+
+def stages(root, **changes):
+    given = {
+        'detector': ReplayDetector(root / 'boxes'),
+        'segmenter': GivenMasks(root / 'masks'),
+        'depth': GivenDepth(root / 'depth'),
+        'images': IMAGES,
+    }
+    return Stages(**given | changes)
+
+
+def annotate(root, out='out', **options):
+    names = find_images(root / 'images')
+    return annotate_folder(root / 'images', names, stages(root), root / out, **options)
+
+
+def write(root, out='out', **settings):
+    return write_output(root / 'images', root / out, IMAGES, OutputSettings(**settings))
+
+
+def files(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()
+    }
+
+
+def test_pictures_become_questions_that_the_trainer_reads(data):
+    counts = annotate(data)
+    assert counts['annotated'] == 12
+    assert counts['objects'] == 24
+    for record in read_records(data / 'out'):
+        for thing, place in zip(record['objects'], PLACES.values(), strict=True):
+            # Only the near half of a sphere is seen.
+            np.testing.assert_allclose(thing['centre'], place, atol=0.03 + RADIUS)
+            near = np.linalg.norm(thing['closest'])
+            assert near == pytest.approx(np.linalg.norm(place) - RADIUS, abs=0.06)
+    report = write(data, val_percent=30, source='spheres')
+    assert report['scale_type'] == 'metric'
+    assert max(report['round_trip_error'].values()) < 0.05
+    questions = read_questions([str(data / 'out/train'), str(data / 'out/val')], 'x')
+    assert len(questions) == sum(report['pairs'].values()) > 12
+    assert read_picture(questions[0], (60, 80)).shape == (60, 80, 3)
+    bins, scale = load_bins(data / 'out' / 'bins.json')
+    assert scale == 'metric'
+    for split in ('train', 'val'):
+        for file in (data / 'out' / split).glob('questions-*.jsonl'):
+            for line in file.read_text().splitlines():
+                pair = json.loads(line)
+                assert pair['scale_type'] == 'metric'
+                assert pair['provenance']['source'] == 'spheres'
+                told = read_answer(pair['answer'], pair['family'], bins)
+                truth = np.concatenate([np.ravel(v) for v in pair['values']])
+                assert np.abs(told - truth).mean() < 0.05
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same(data):
+    annotate(data)
+    write(data)
+    before = files(data / 'out')
+    counts = annotate(data)
+    assert not [name for name in counts if name.startswith('made:')]
+    assert counts['stored:boxes'] == 12
+    write(data)
+    assert files(data / 'out') == before
+
+
+def test_a_killed_run_goes_on_where_it_was(data):
+    def kill(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        annotate(data, progress=kill)
+    assert not (data / 'out' / record_name((0, 1))).exists()
+    counts = annotate(data)
+    assert counts['stored:boxes'] == 5
+    assert counts['made:boxes'] == 7
+    annotate(data, out='other')
+    write(data)
+    write(data, out='other')
+    assert files(data / 'out') == files(data / 'other')
+
+
+def test_shares_give_the_training_data_of_one_process(data):
+    annotate(data, out='one')
+    write(data, out='one')
+    for i in (1, 0):
+        with pytest.raises(UserError, match=r'shares|missing'):
+            write(data, out='two')
+        annotate(data, out='two', shard=(i, 2))
+    write(data, out='two')
+    for split in ('train', 'val'):
+        assert files(data / 'one' / split) == files(data / 'two' / split)
+
+
+def test_bad_input_is_counted_by_kind_and_the_rest_labelled(data):
+    rng = np.random.default_rng(5)
+    (data / 'images' / 'text.jpg').write_text('hello')
+    cv2.imwrite(str(data / 'images' / 'tiny.png'), np.zeros((10, 10, 3), np.uint8))
+    for name in ('nobox', 'cutjson', 'empty', 'blind', 'twins', 'swapped', 'small', 'flat'):
+        write_picture(data, name, rng, labels=('mug', 'mug') if name == 'twins' else tuple(PLACES))
+    (data / 'boxes' / 'nobox.json').unlink()
+    (data / 'boxes' / 'cutjson.json').write_text('{"boxes": [{"lab')
+    (data / 'boxes' / 'empty.json').write_text('{"boxes": []}')
+    depth = dict(np.load(data / 'depth' / 'blind.npz'))
+    np.savez(data / 'depth' / 'blind.npz', **depth | {'depth': depth['depth'] * np.nan})
+    np.savez(data / 'depth' / 'flat.npz', **depth | {'depth': np.full(SIZE[::-1], 2.0)})
+    boxes = json.loads((data / 'boxes' / 'swapped.json').read_text())
+    boxes['boxes'][0]['box_xyxy'].reverse()
+    (data / 'boxes' / 'swapped.json').write_text(json.dumps(boxes))
+    mask = cv2.imread(str(data / 'masks' / 'small.png'), cv2.IMREAD_UNCHANGED)
+    mask[:, 85:][mask[:, 85:] == 2] = 0
+    mask[50:55, 120:125] = 2
+    cv2.imwrite(str(data / 'masks' / 'small.png'), mask)
+    counts = annotate(data)
+    expected = {
+        'image:not_an_image': 1, 'image:too_small': 1, 'image:nothing_given': 1,
+        'image:malformed_answer': 1, 'image:no_objects': 1, 'object:no_valid_points': 2,
+        'object:several_instances': 1, 'object:bad_box': 1, 'object:tiny_object': 1,
+        'object:coplanar': 2, 'images': 22,
+    }  # fmt: skip
+    assert {name: counts.get(name) for name in expected} == expected
+    report = write(data)
+    assert report['counts']['image:no_question'] == 3  # blind, twins, flat
+    asked = [q.question for q in read_questions([str(data / 'out/train')], 'x')]
+    assert not [q for q in asked if 'mug' in q]
+
+
+def test_metric_and_affine_pictures_are_never_mixed_silently(data):
+    write_picture(data, 'affine', np.random.default_rng(6), scale='affine')
+    annotate(data)
+    with pytest.raises(UserError, match='12 pictures are metric and 1 affine'):
+        write(data)
+    report = write(data, scale='metric')
+    assert report['counts']['other_scale'] == 1
+
+
+def test_a_picture_changed_after_annotation_is_refused(data):
+    annotate(data)
+    path = data / 'images' / 'p00.png'
+    path.write_bytes((data / 'images' / 'p01.png').read_bytes())
+    with pytest.raises(UserError, match=r'p00.png: changed since'):
+        write(data)
+
+
+def test_the_command_runs_and_tells_what_it_did(data, capsys):
+    folders = [f'--{name}={data / name}' for name in ('boxes', 'masks', 'depth')]
+    command = ['annotate', str(data / 'images'), f'--out={data / "out"}', *folders]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert 'annotated: 12' in printed
+    assert 'metric' in printed
+    assert main([*command, '--detector=gemini']) == 2
+    assert 'usd-per-million' in capsys.readouterr().err
+    paid = [*command, '--detector=gemini', '--usd-per-million=0.3,2.5']
+    assert main(paid) == 2
+    assert 'add --yes' in capsys.readouterr().err
+    assert main([*paid, '--yes']) == 2
+    assert '--sam2' in capsys.readouterr().err
+    assert main([*command, '--box-kind=best']) == 2
+    empty = Path(data / 'none')
+    empty.mkdir()
+    assert main(['annotate', str(empty), f'--out={data / "o2"}', *folders]) == 2
+    assert 'no file in it' in capsys.readouterr().err
