@@ -79,87 +79,56 @@ def processes(options: BringupOptions) -> list[ProcessSpec]:
     """Return the processes of a system, in the order in which to start them."""
     environment = transport_environment()
     common: dict[str, ParameterValue] = {
-        'robot': options.robot,
-        'autostart': options.autostart,
+        'robot': options.robot_config or options.robot,
+        'gripper': options.gripper,
         'simulated': options.sim,
+        'autostart': options.autostart,
     }
-    if options.robot_config:
-        common['robot_config'] = options.robot_config
-    if options.gripper:
-        common['gripper'] = options.gripper
     if options.bag:
         common['use_sim_time'] = True
+
+    def spec(name: str, parameters: dict[str, ParameterValue], **extra: str) -> ProcessSpec:
+        return ProcessSpec(
+            name=name,
+            executable=name,
+            parameters=parameters,
+            environment={**environment, **extra},
+        )
+
     specs = []
     if options.sim:
+        parameters = {**_without(common, 'autostart'), 'seed': options.seed}
         specs.append(
-            ProcessSpec(
-                name='sim_robot_node',
-                executable='sim_robot_node',
-                parameters={**_without(common, 'autostart'), 'seed': options.seed},
-                environment={**environment, 'MUJOCO_GL': os.environ.get('MUJOCO_GL', 'egl')},
-            )
+            spec('sim_robot_node', parameters, MUJOCO_GL=os.environ.get('MUJOCO_GL', 'egl'))
         )
-    specs.append(
-        ProcessSpec(
-            name='executor_node',
-            executable='executor_node',
-            parameters={
-                **common,
-                'speed_scale': options.speed_scale,
-                'preview_only': bool(options.bag),
-            },
-            environment=environment,
-        )
-    )
-    specs.append(
-        ProcessSpec(
-            name='policy_node',
-            executable='policy_node',
-            parameters={
-                **common,
-                'policy': options.policy,
-                'checkpoint': options.checkpoint,
-                'untrained': options.untrained,
-                'device': options.device,
-                'seed': options.seed,
-                'realtime_chunking': options.realtime_chunking,
-            },
-            environment=environment,
-        )
-    )
-    specs += _recorder(options, common, environment)
+    specs.append(spec('executor_node', {**common, **_executor_parameters(options)}))
+    specs.append(spec('policy_node', {**common, **_policy_parameters(options)}))
+    if options.record or options.flight:
+        folders: dict[str, ParameterValue] = {'record': options.record, 'flight': options.flight}
+        specs.append(spec('recorder_node', {**_without(common, 'autostart'), **folders}))
     if options.bag:
-        specs.append(
-            ProcessSpec(
-                name='replay_node',
-                executable='replay_node',
-                parameters={
-                    **_without(common, 'autostart', 'use_sim_time'),
-                    'bag': str(Path(options.bag).expanduser().resolve()),
-                    'map': str(Path(options.map).expanduser().resolve()),
-                },
-                environment=environment,
-            )
-        )
+        recording: dict[str, ParameterValue] = {
+            'bag': str(Path(options.bag).expanduser().resolve()),
+            'map': str(Path(options.map).expanduser().resolve()),
+        }
+        wiring = _without(common, 'autostart', 'use_sim_time')
+        specs.append(spec('replay_node', {**wiring, **recording}))
     return specs
 
 
-def _recorder(
-    options: BringupOptions,
-    common: Mapping[str, ParameterValue],
-    environment: Mapping[str, str],
-) -> list[ProcessSpec]:
-    if not (options.record or options.flight):
-        return []
-    folders = {'record': options.record, 'flight': options.flight}
-    return [
-        ProcessSpec(
-            name='recorder_node',
-            executable='recorder_node',
-            parameters={**_without(common, 'autostart'), **folders},
-            environment=environment,
-        )
-    ]
+def _executor_parameters(options: BringupOptions) -> dict[str, ParameterValue]:
+    return {'speed_scale': options.speed_scale, 'preview_only': bool(options.bag)}
+
+
+def _policy_parameters(options: BringupOptions) -> dict[str, ParameterValue]:
+    return {
+        'policy': options.policy,
+        'checkpoint': options.checkpoint,
+        'untrained': options.untrained,
+        'device': options.device,
+        'seed': options.seed,
+        'realtime_chunking': options.realtime_chunking,
+    }
 
 
 def transport_environment() -> dict[str, str]:
