@@ -7,7 +7,7 @@ here stops a run but a UserError (full disk, refused key).
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,10 @@ def run_segmenter(
             raise AnnotationError(
                 FailureKind.BAD_MASK, f'{len(masks)} masks for {len(detections)} boxes'
             )
-        return Entry({'n': len(masks)}, {'bits': np.packbits(np.array(masks, bool), axis=-1)})
+        return Entry({'numbers': numbers}, {'bits': np.packbits(np.array(masks, bool), axis=-1)})
 
     shape = image.pixels.shape[:2]
+    numbers = [d.number for d in detections]
     inputs = [*_inputs(image, segmenter), detect_key]
     key, entry = store.run(segmenter.name, segmenter.settings(), inputs, compute)
     return key, unpack_masks(entry, shape[1])
@@ -276,8 +277,3 @@ def read_records(out: Path) -> list[dict[str, Any]]:
             except ValueError:
                 raise UserError(f'{path}: line {number} is damaged; run the share again.') from None
     return records
-
-
-def with_boxes(stages: Stages, boxes: BoxSettings) -> Stages:
-    """The same stages with other boxes; all else is found in the store."""
-    return replace(stages, boxes=boxes)

@@ -115,6 +115,10 @@ class Store:
         """Whether a result (or a lasting failure) is stored, without reading it."""
         return self._path(stage, digest_of(stage, dict(settings), list(inputs))).is_file()
 
+    def load(self, stage: str, key: str) -> Entry | None:
+        """A stored result by its key; None where it is gone or damaged."""
+        return self._read(self._path(stage, key))
+
     def _path(self, stage: str, key: str) -> Path:
         return self.folder / stage / key[:2] / f'{key}.npz'
 

@@ -21,14 +21,18 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
         description='Finished work is found again: start the same command after a kill. Several '
         'processes share by --shard; then one more call with --finish writes the training data.',
     )
-    parser.add_argument('images', type=Path, help='folder of pictures')
-    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument(
+        'images', nargs='+', metavar='IMAGES',
+        help='folder of pictures; or "show OUT": write OUT/show/index.html of what is annotated',
+    )  # fmt: skip
+    parser.add_argument('--count', type=int, default=20, help='pictures on the page of "show"')
+    parser.add_argument('--out', type=Path)
     parser.add_argument('--detector', choices=['replay', 'gemini'], default='replay')
     parser.add_argument('--boxes', type=Path, metavar='DIR', help='stored boxes, for replay')
-    masks = parser.add_mutually_exclusive_group(required=True)
+    masks = parser.add_mutually_exclusive_group()
     masks.add_argument('--masks', type=Path, metavar='DIR', help='given masks, with --boxes')
     masks.add_argument('--sam2', metavar='NAME', help='weights of SAM2, a name or a folder')
-    depth = parser.add_mutually_exclusive_group(required=True)
+    depth = parser.add_mutually_exclusive_group()
     depth.add_argument('--depth', type=Path, metavar='DIR', help='given depth')
     depth.add_argument('--moge', type=Path, metavar='DIR', help='converted MoGe-1 weights')
     parser.add_argument('--device', default='cpu', help='of MoGe and SAM2')
@@ -47,7 +51,25 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
 
 def run(args: argparse.Namespace) -> int:
-    """Annotate, then write the training data where there is one process."""
+    """Annotate, then write the training data where there is one process; or show them."""
+    if args.images[0] == 'show':
+        return _show(args)
+    if len(args.images) > 1 or args.out is None:
+        raise UserError('give one folder of pictures and --out DIR; or "show DIR".')
+    args.images = Path(args.images[0])
+    return _annotate(args)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from spear_ros.annotation.show import write_page
+
+    if len(args.images) != 2 or args.count < 1:
+        raise UserError('give "show DIR", the folder that --out named, and --count of 1 or more.')
+    print(write_page(Path(args.images[1]), args.count))
+    return 0
+
+
+def _annotate(args: argparse.Namespace) -> int:
     from spear_ros.annotation.images import ImageSettings, find_images
     from spear_ros.annotation.output import OutputSettings, write_output
     from spear_ros.annotation.pipeline import annotate_folder
@@ -89,6 +111,10 @@ def _stages(args: argparse.Namespace) -> 'Stages':
     from spear_ros.annotation.pipeline import Stages
     from spear_ros.annotation.types import DepthEstimator, Detector, Segmenter
 
+    if args.masks is None and args.sam2 is None:
+        raise UserError('no masks: give --masks DIR or --sam2 NAME.')
+    if args.depth is None and args.moge is None:
+        raise UserError('no depth: give --depth DIR or --moge DIR.')
     boxes = BoxSettings(kind=args.box_kind)
     if args.detector == 'replay':
         if args.boxes is None:

@@ -223,3 +223,19 @@ def test_the_command_runs_and_tells_what_it_did(data, capsys):
     empty.mkdir()
     assert main(['annotate', str(empty), f'--out={data / "o2"}', *folders]) == 2
     assert 'no file in it' in capsys.readouterr().err
+
+
+def test_the_page_shows_pictures_boxes_and_questions(data, capsys):
+    assert main(['annotate', 'show', str(data)]) == 2
+    annotate(data)
+    write(data)
+    assert main(['annotate', 'show', str(data / 'out'), '--count=3']) == 0
+    page = (data / 'out' / 'show' / 'index.html').read_text()
+    assert page.count('<h2>') == 3
+    assert '&lt;3d' in page
+    for name in ('boxes', 'cloud'):
+        pictures = sorted((data / 'out' / 'show').glob(f'*-{name}.png'))
+        assert len(pictures) == 3
+        drawn = cv2.imread(str(pictures[0]))
+        red = (drawn == (60, 60, 230)).all(axis=-1)
+        assert red.sum() > 50
