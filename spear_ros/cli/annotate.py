@@ -36,7 +36,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     depth.add_argument('--depth', type=Path, metavar='DIR', help='given depth')
     depth.add_argument('--moge', type=Path, metavar='DIR', help='converted MoGe-1 weights')
     parser.add_argument('--device', default='cpu', help='of MoGe and SAM2')
-    parser.add_argument('--box-kind', default='pca', help='pca or minimal')
+    parser.add_argument('--box-kind', default='minimal', help='pca or minimal')
     parser.add_argument('--shard', default='0/1', help='I/N: share I (from 0) of N processes')
     parser.add_argument('--finish', action='store_true', help='only write the training data')
     parser.add_argument('--val-percent', type=int, default=5)
