@@ -3,8 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spear_ros.core.errors import UserError
+
+if TYPE_CHECKING:
+    from spear_ros.evaluation.results import EpisodeResult
 
 
 def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
@@ -33,8 +37,8 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
 def run(args: argparse.Namespace) -> int:
     """Roll out and report; 0 whatever the success rate is."""
-    from spear_ros.evaluation.report import table, write_contact_sheet, write_json
-    from spear_ros.evaluation.results import EpisodeResult, summarize
+    from spear_ros.evaluation.report import table
+    from spear_ros.evaluation.results import summarize
     from spear_ros.evaluation.rollouts import RolloutConfig, roll_out
     from spear_ros.policies.registry import create_policy
     from spear_ros.robots.registry import get_robot
@@ -64,15 +68,7 @@ def run(args: argparse.Namespace) -> int:
         options={'gripper': gripper} if args.policy == 'scripted' else {},
     )
     world = World(robot, gripper)
-    count = 0
-
-    def progress(result: EpisodeResult) -> None:
-        nonlocal count
-        count += 1
-        total = len(config.families) * config.episodes
-        reason = f' ({result.reason})' if result.reason else ''
-        print(f'{count}/{total} {result.instruction}: {result.outcome}{reason}', file=sys.stderr)
-
+    progress = _Progress(len(config.families) * config.episodes)
     try:
         results = roll_out(world, policy, load_limits(robot), config, progress)
     finally:
@@ -81,14 +77,35 @@ def run(args: argparse.Namespace) -> int:
     print(f'policy {args.policy}, robot {args.robot} with {gripper}, variant {args.variant}')
     print(table(summarize(results)))
     if args.out is not None:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        settings.pop('run', None)
-        try:
-            write_json(args.out / 'results.json', results, settings)
-            write_contact_sheet(args.out / 'sheet.png', results)
-        except OSError as error:
-            raise UserError(
-                f'--out {args.out}: cannot write ({error.strerror}); choose another folder.'
-            ) from None
-        print(f'written: {args.out}/results.json, {args.out}/sheet.png')
+        _write(args, results)
     return 0
+
+
+class _Progress:
+    """One line on stderr per episode."""
+
+    def __init__(self, total: int) -> None:
+        self._count, self._total = 0, total
+
+    def __call__(self, result: 'EpisodeResult') -> None:
+        """Say what came out."""
+        self._count += 1
+        reason = f' ({result.reason})' if result.reason else ''
+        text = f'{self._count}/{self._total} {result.instruction}: {result.outcome}{reason}'
+        print(text, file=sys.stderr)
+
+
+def _write(args: argparse.Namespace, results: 'list[EpisodeResult]') -> None:
+    """Write the files of ``--out``."""
+    from spear_ros.evaluation.report import write_contact_sheet, write_json
+
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings.pop('run', None)
+    try:
+        write_json(args.out / 'results.json', results, settings)
+        write_contact_sheet(args.out / 'sheet.png', results)
+    except OSError as error:
+        raise UserError(
+            f'--out {args.out}: cannot write ({error.strerror}); choose another folder.'
+        ) from None
+    print(f'written: {args.out}/results.json, {args.out}/sheet.png')
