@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spear_ros.annotation.pipeline import Stages
+    from spear_ros.annotation.types import Detector
 
 
 def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
@@ -27,7 +28,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     )  # fmt: skip
     parser.add_argument('--count', type=int, default=20, help='pictures on the page of "show"')
     parser.add_argument('--out', type=Path)
-    parser.add_argument('--detector', choices=['replay', 'gemini'], default='replay')
+    parser.add_argument('--detector', choices=['replay', 'gemini', 'text'], default='replay')
     parser.add_argument('--boxes', type=Path, metavar='DIR', help='stored boxes, for replay')
     masks = parser.add_mutually_exclusive_group()
     masks.add_argument('--masks', type=Path, metavar='DIR', help='given masks, with --boxes')
@@ -46,6 +47,11 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument(
         '--usd-per-million', metavar='IN,OUT', help='prices of the paid service, for the estimate'
     )
+    parser.add_argument(
+        '--text-model', default='IDEA-Research/grounding-dino-base', metavar='NAME',
+        help='GroundingDINO or OWLv2, a name or a folder, for the detector text',
+    )  # fmt: skip
+    parser.add_argument('--labels', default='', metavar='A,B', help='what that one looks for')
     parser.add_argument('--yes', action='store_true', help='agree to the estimated price')
     parser.set_defaults(run=run)
 
@@ -101,30 +107,16 @@ def _annotate(args: argparse.Namespace) -> int:
 
 def _stages(args: argparse.Namespace) -> 'Stages':
     from spear_ros.annotation.boxes import BoxSettings
-    from spear_ros.annotation.detectors import (
-        GeminiDetector,
-        GeminiSettings,
-        GenaiService,
-        ReplayDetector,
-    )
     from spear_ros.annotation.given import GivenDepth, GivenMasks
     from spear_ros.annotation.pipeline import Stages
-    from spear_ros.annotation.types import DepthEstimator, Detector, Segmenter
+    from spear_ros.annotation.types import DepthEstimator, Segmenter
 
     if args.masks is None and args.sam2 is None:
         raise UserError('no masks: give --masks DIR or --sam2 NAME.')
     if args.depth is None and args.moge is None:
         raise UserError('no depth: give --depth DIR or --moge DIR.')
     boxes = BoxSettings(kind=args.box_kind)
-    if args.detector == 'replay':
-        if args.boxes is None:
-            raise UserError('the detector replay needs --boxes DIR, the stored boxes.')
-        detector: Detector = ReplayDetector(args.boxes)
-    else:
-        if args.masks is not None:
-            # Given masks are numbered after given boxes; for other boxes they would be wrong.
-            raise UserError('--masks belong to stored boxes: use --sam2 with the detector gemini.')
-        detector = GeminiDetector(GeminiSettings(model=args.gemini_model), GenaiService())
+    detector = _detector(args)
     if args.moge is not None:
         from spear_ros.annotation.moge_depth import MogeDepth
 
@@ -138,6 +130,29 @@ def _stages(args: argparse.Namespace) -> 'Stages':
     else:
         segmenter = GivenMasks(args.masks)
     return Stages(detector=detector, segmenter=segmenter, depth=depth, boxes=boxes)
+
+
+def _detector(args: argparse.Namespace) -> 'Detector':
+    from spear_ros.annotation.detectors import (
+        GeminiDetector,
+        GeminiSettings,
+        GenaiService,
+        ReplayDetector,
+    )
+
+    if args.detector == 'replay':
+        if args.boxes is None:
+            raise UserError('the detector replay needs --boxes DIR, the stored boxes.')
+        return ReplayDetector(args.boxes)
+    if args.masks is not None:
+        # Given masks are numbered after given boxes; for other boxes they would be wrong.
+        raise UserError('--masks belong to stored boxes: use --sam2 with other detectors.')
+    if args.detector == 'gemini':
+        return GeminiDetector(GeminiSettings(model=args.gemini_model), GenaiService())
+    from spear_ros.annotation.text_detector import TextDetector
+
+    labels = [' '.join(label.lower().split()) for label in args.labels.split(',')]
+    return TextDetector.from_pretrained(args.text_model, labels, device=args.device)
 
 
 def _agree_to_price(args: argparse.Namespace, images: int) -> None:
