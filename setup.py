@@ -19,7 +19,7 @@ EXTRAS = {
     'bag': ['rosbags>=0.11', 'lz4'],
     'convert': [*POLICY, 'transformers', 'sentencepiece'],
     'train': [*POLICY, 'pyarrow', 'av', 'matplotlib'],
-    'annotate': ['transformers', 'google-genai', 'scipy', 'pyarrow'],
+    'annotate': ['transformers', 'google-genai', 'scipy', 'pyarrow', 'pillow'],
     'viz': ['matplotlib', 'av'],
     'test': [
         'pytest>=9', 'hypothesis', 'ruff', 'mypy', 'types-PyYAML', 'scipy',

@@ -30,6 +30,7 @@ EXTRA_OF_MODULE = {
     'av': 'viz',
     'matplotlib': 'viz',
     'scipy': 'annotate',
+    'PIL': 'annotate',
     'google': 'annotate',
 }
 USER_ERROR = 2
