@@ -102,6 +102,12 @@ class IkResult:
     """(n + 2, 4, 4) poses at ``q_rad``: base, each joint's link, end-effector."""
 
 
+_NULL_STEP_RAD = 1e-4
+"""Longest null-space step of one iteration. A control tick makes two or three of them: at 100 Hz
+the drift then starts with at most 3 rad/s^2, well under the joints' limits (7.5 to 20). Without the
+bound an elbow 0.25 rad off asked for 12 rad/s^2 at every resume, and the gate refused each time."""
+
+
 class InverseKinematics:
     """Damped least squares from a seed, inside the joint limits, with a bounded iteration count.
 
@@ -176,7 +182,11 @@ class InverseKinematics:
     ) -> FloatArray:
         reference, lower, upper = bounds
         J = self._chain.jacobian(links)
-        null = self._null_gain * (reference - q) if self._null_gain else None
+        null = None
+        if self._null_gain:
+            null = self._null_gain * (reference - q)
+            # An elbow far from its reference starts to drift back gently, not with a jerk.
+            null *= min(1.0, _NULL_STEP_RAD / max(float(abs(null).max()), 1e-12))
         damping = 0.05 * float(error @ error) + _MIN_DAMPING
         new = q + _limited(_least_squares(J, error, damping, null))
         outside = (new < lower) | (new > upper)

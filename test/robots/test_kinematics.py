@@ -224,3 +224,20 @@ def test_redundant_arm_is_pulled_to_the_reference_without_moving_the_flange():
         q = ik.solve(shaken, q, reference).q_rad
     assert np.linalg.norm(reference - q) < before
     assert pose_distance(forward(robot, q), T)[0] < 2e-4
+
+
+def test_an_elbow_off_its_reference_drifts_back_without_a_jerk():
+    spec = get_robot('fr3')
+    solver = InverseKinematics(spec)
+    q = np.array(spec.q_home_rad)
+    target = forward(spec, q)
+    reference = q.copy()
+    reference[[0, 2]] += [0.25, -0.25]
+    before, now = q, q
+    worst = 0.0
+    for _ in range(50):
+        result = solver.solve(target, now, reference)
+        assert result.converged
+        worst = max(worst, float(abs(result.q_rad - 2 * now + before).max()) / 0.01**2)
+        before, now = now, result.q_rad
+    assert 0.0 < worst < 5.0
