@@ -164,8 +164,8 @@ class TestInvariance:
         there.reset(T @ pose(P0, IDENTITY), None, 0)
         a = play(here, 3.0, 0, [(t, c) for t, c, _ in loads])
         b = play(there, 3.0, 0, [(t, moved(c)) for t, c, _ in loads])
-        # Rounding in the other frame can put a decision (brake now or a tick later) on the other side
-        # of its threshold: at most a tick's worth of motion. Frame dependence would show in cm.
+        # Rounding in the other frame can put a decision (brake now or a tick later) on the other
+        # side of its threshold: a tick's worth of motion. Frame dependence would show in cm.
         for x, y in zip(a, b, strict=True):
             np.testing.assert_allclose(T @ x.T_base_ee, y.T_base_ee, atol=5e-3)
 
