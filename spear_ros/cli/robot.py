@@ -5,6 +5,7 @@ Stop comes first: ``spear robot stop`` needs nothing but the executor.
 
 import argparse
 import importlib.util
+import os
 
 from spear_ros.core.errors import UserError
 
@@ -37,8 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Call the service and print its answer; 1 when it was refused."""
     if importlib.util.find_spec('rclpy') is None:
         raise UserError('rclpy is not installed in this Python; source ROS 2 Jazzy first.')
+    from spear_ros.ros.bringup import transport_environment
     from spear_ros.ros.operator_client import OperatorClient
 
+    # A participant with another transport than the nodes' makes them pause while it joins.
+    os.environ.update(transport_environment())
     client = OperatorClient(name='spear_robot')
     try:
         success, text = _act(client, args)
