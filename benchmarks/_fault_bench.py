@@ -394,7 +394,9 @@ class FaultBench:
                 if time.monotonic() > deadline:
                     raise
         # Two threads listen; what follows counts changes from here on.
-        self.until(lambda: self.changes[-1].state == 'RUNNING', 'RUNNING', 2)
+        self.until(
+            lambda: bool(self.changes) and self.changes[-1].state == 'RUNNING', 'RUNNING', 10
+        )
 
     def _runs(self) -> bool:
         status = self.operator.executor_status
