@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from spear_ros.core.types import ActionChunk, ActionSpec, FloatArray, Observation
+from spear_ros.processing.action_space import Pose, Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,34 @@ class ChunkPrefix:
 
     T_base_ee: FloatArray
     gripper: FloatArray
+
+
+def make_chunk(
+    observation: Observation,
+    spec: ActionSpec,
+    anchor: Pose,
+    targets: Targets,
+    checkpoint_id: str,
+) -> ActionChunk:
+    """Build the chunk of absolute ``targets`` for an observation.
+
+    ``anchor`` is the measured pose that deltas were composed on. Session and sequence are the
+    node's to fill in.
+    """
+    return ActionChunk(
+        t_obs_ns=observation.t_obs_ns,
+        step_s=spec.step_s,
+        embodiment=spec.embodiment,
+        base_frame=spec.base_frame,
+        ee_frame=spec.ee_frame,
+        p_base_ee=targets.p,
+        q_base_ee=targets.q,
+        gripper=targets.gripper,
+        anchor_p=anchor.p,
+        anchor_q=anchor.q,
+        instruction_id=observation.instruction_id,
+        checkpoint_id=checkpoint_id,
+    )
 
 
 @runtime_checkable

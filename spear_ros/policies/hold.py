@@ -7,9 +7,9 @@ import numpy as np
 
 from spear_ros.core.geometry import pose_parts
 from spear_ros.core.types import EXTERNAL, ActionChunk, ActionSpec, Observation
-from spear_ros.policies.base import ChunkPrefix, PolicyInfo
+from spear_ros.policies.base import ChunkPrefix, PolicyInfo, make_chunk
 from spear_ros.policies.registry import check_options
-from spear_ros.processing.action_space import pose_of
+from spear_ros.processing.action_space import Targets, pose_of
 from spear_ros.processing.embodiments import default_action_specs
 from spear_ros.robots.spec import RobotSpec
 
@@ -55,20 +55,7 @@ class HoldPolicy:
             p[:count], q[:count] = pose_parts(prefix.T_base_ee)
             gripper[:count] = prefix.gripper
             p[count:], q[count:], gripper[count:] = p[count - 1], q[count - 1], gripper[count - 1]
-        return ActionChunk(
-            t_obs_ns=observation.t_obs_ns,
-            step_s=spec.step_s,
-            embodiment=spec.embodiment,
-            base_frame=spec.base_frame,
-            ee_frame=spec.ee_frame,
-            p_base_ee=p,
-            q_base_ee=q,
-            gripper=gripper,
-            anchor_p=anchor.p,
-            anchor_q=anchor.q,
-            instruction_id=observation.instruction_id,
-            checkpoint_id=NAME,
-        )
+        return make_chunk(observation, spec, anchor, Targets(p, q, gripper), NAME)
 
     def close(self) -> None:
         """Nothing to release."""

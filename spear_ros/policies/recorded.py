@@ -23,7 +23,7 @@ from spear_ros.core.types import (
     NormStats,
     Observation,
 )
-from spear_ros.policies.base import ChunkPrefix, PolicyInfo
+from spear_ros.policies.base import ChunkPrefix, PolicyInfo, make_chunk
 from spear_ros.policies.registry import check_options
 from spear_ros.processing.action_space import (
     decode_actions,
@@ -162,20 +162,7 @@ class RecordedPolicy:
         anchor = pose_of(observation.state)
         actions = encode_actions(targets_from_poses(T, gripper), anchor, spec, self._stats)
         targets = decode_actions(actions, anchor, spec, self._stats)
-        return ActionChunk(
-            t_obs_ns=observation.t_obs_ns,
-            step_s=spec.step_s,
-            embodiment=spec.embodiment,
-            base_frame=spec.base_frame,
-            ee_frame=spec.ee_frame,
-            p_base_ee=targets.p,
-            q_base_ee=targets.q,
-            gripper=targets.gripper,
-            anchor_p=anchor.p,
-            anchor_q=anchor.q,
-            instruction_id=observation.instruction_id,
-            checkpoint_id=NAME,
-        )
+        return make_chunk(observation, spec, anchor, targets, NAME)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from spear_ros.core.errors import UserError
 from spear_ros.core.geometry import pose_parts
 from spear_ros.core.types import ActionChunk, ActionSpec, Observation
-from spear_ros.policies.base import ChunkPrefix, PolicyInfo
+from spear_ros.policies.base import ChunkPrefix, PolicyInfo, make_chunk
 from spear_ros.policies.registry import check_options
-from spear_ros.processing.action_space import pose_of
+from spear_ros.processing.action_space import Targets, pose_of
 from spear_ros.processing.embodiments import default_action_specs
 from spear_ros.robots import kinematics
 from spear_ros.robots.spec import RobotSpec
@@ -87,20 +87,7 @@ class ScriptedPolicy:
         plan = self._expert.plan(task, state, observation.privileged, spec.horizon, spec.step_s)
         anchor = pose_of(state)
         p, q = pose_parts(plan.T_base_ee)
-        return ActionChunk(
-            t_obs_ns=observation.t_obs_ns,
-            step_s=spec.step_s,
-            embodiment=spec.embodiment,
-            base_frame=spec.base_frame,
-            ee_frame=spec.ee_frame,
-            p_base_ee=p,
-            q_base_ee=q,
-            gripper=plan.gripper,
-            anchor_p=anchor.p,
-            anchor_q=anchor.q,
-            instruction_id=observation.instruction_id,
-            checkpoint_id=NAME,
-        )
+        return make_chunk(observation, spec, anchor, Targets(p, q, plan.gripper), NAME)
 
     def close(self) -> None:
         """Nothing to release."""

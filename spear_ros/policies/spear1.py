@@ -36,7 +36,7 @@ from spear_ros.inference.engine import (
     chunk_noise,
 )
 from spear_ros.networks.spear1 import Spear1, Spear1Config
-from spear_ros.policies.base import ChunkPrefix, PolicyInfo
+from spear_ros.policies.base import ChunkPrefix, PolicyInfo, make_chunk
 from spear_ros.processing.action_space import (
     Pose,
     decode_actions,
@@ -189,20 +189,7 @@ class Spear1Policy:
         )
         self.last_times = result.times
         targets = decode_actions(result.actions, anchor, spec, stats)
-        return ActionChunk(
-            t_obs_ns=observation.t_obs_ns,
-            step_s=spec.step_s,
-            embodiment=spec.embodiment,
-            base_frame=spec.base_frame,
-            ee_frame=spec.ee_frame,
-            p_base_ee=targets.p,
-            q_base_ee=targets.q,
-            gripper=targets.gripper,
-            anchor_p=anchor.p,
-            anchor_q=anchor.q,
-            instruction_id=observation.instruction_id,
-            checkpoint_id=self._parts.checkpoint_id,
-        )
+        return make_chunk(observation, spec, anchor, targets, self._parts.checkpoint_id)
 
     def check_instruction(self, text: str) -> None:
         """Refuse an instruction with more tokens than the model reads; raises UserError."""
