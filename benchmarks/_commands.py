@@ -151,9 +151,13 @@ class CommandLog:
         """Commands received after a monotonic time."""
         return [s for s in tuple(self.entries) if s.received_s > time_s]
 
-    def still(self, commands: int, after_s: float) -> bool:
-        """The last ``commands`` commands, all received after ``after_s``, ask for one pose."""
-        last = self.since(after_s)[-commands:]
+    def sent_since(self, time_ns: int) -> list[Sent]:
+        """Commands published after a time of the system clock, whenever they were received."""
+        return [s for s in tuple(self.entries) if s.sent_ns > time_ns]
+
+    def still(self, commands: int, after_ns: int) -> bool:
+        """The last ``commands`` commands, all published after ``after_ns``, ask for one pose."""
+        last = self.sent_since(after_ns)[-commands:]
         if len(last) < commands:
             return False
         return max(distance(last[0], s) for s in last) < 1e-6

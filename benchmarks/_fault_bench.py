@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from std_msgs.msg import String
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import _camera_relay
 import _sway_policy
 from _commands import CommandLog, Sent, distance
 from _fault_table import Fault
@@ -50,6 +51,7 @@ from spear_ros.ros.process_group import ProcessGroup, command_line
 from spear_ros.runtime.safety_limits import load_limits
 
 POLICY, EXECUTOR, ROBOT = 'policy_node', 'executor_node', 'sim_robot_node'
+CAMERA = 'external_camera'
 _STILL_COMMANDS = 4
 _COMMANDS_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 _CLOCK_HZ = 250.0
@@ -101,16 +103,12 @@ class Peer:
 def wiring(folder: Path, robot: str) -> Path:
     """Write the robot's file with age limits that a loaded test machine keeps too.
 
-    Joint states stay below the 0.2 s after which readings that do not change count as frozen.
+    The arm's stay those of the simulated robot; pictures stay below the delay of ``camera_delay``.
     """
     values = yaml.safe_load(share_file(f'config/robots/{robot}.yaml').read_text())
-    values['arm']['max_age_s'] = 0.15
-    for camera in values['cameras'].values():
-        camera['max_age_s'] = 0.35
+    values['sim'].update(camera_max_age_s=0.45, gripper_max_age_s=1.0)
     if robot == 'widowx':  # one camera as JPEG: cut short it is another fault than raw pictures
         values['cameras']['wrist'].update(topic='/wrist/image_raw/compressed', compressed=True)
-    for gripper in values['grippers'].values():
-        gripper['state']['max_age_s'] = 1.0
     path = folder / f'{robot}.yaml'
     path.write_text(yaml.safe_dump(values))
     return path
@@ -143,6 +141,8 @@ class FaultBench:
         folder: logs and the wiring go here.
         patient: age limits for a loaded machine instead of the shipped ones.
         simulated_time: the nodes follow /clock, which the bench publishes.
+        camera_process: the external pictures come from a process of their own, as from a camera
+            driver, which can be frozen and killed without the robot's.
         environment: for the processes, on top of the inherited one.
     """
 
@@ -153,6 +153,7 @@ class FaultBench:
         *,
         patient: bool = True,
         simulated_time: bool = False,
+        camera_process: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +183,7 @@ class FaultBench:
         self.operator = OperatorClient(self.domain_id)
         self.clock = SimulatedTime(self.peer.node) if simulated_time else None
         self.processes = ProcessGroup(folder)
+        self._camera_process = camera_process
         self.specs = self._specs(path)
         if self.clock is not None:
             self.clock.start()
@@ -214,6 +216,8 @@ class FaultBench:
             robot=self.robot, sim=True, policy=_sway_policy.NAME, robot_config=str(path)
         )
         specs = {spec.name: spec for spec in processes(options)}
+        if self._camera_process:
+            specs[CAMERA] = replace(specs[EXECUTOR], name=CAMERA, parameters={})
         if self.clock is not None:
             for spec in specs.values():
                 spec.parameters['use_sim_time'] = True  # type: ignore[index]
@@ -225,8 +229,14 @@ class FaultBench:
         """Start one of the processes."""
         spec = self.specs[name]
         command = command_line(spec)
+        pictures = self.config.cameras.external.topic
         if name == POLICY:
             command = [command[0], str(Path(_sway_policy.__file__).resolve()), *command[3:]]
+        elif name == CAMERA:
+            script = Path(_camera_relay.__file__).resolve()
+            command = [command[0], str(script), f'{pictures}_source', pictures]
+        elif name == ROBOT and self._camera_process:
+            command += ['-r', f'{pictures}:={pictures}_source']
         self.processes.start_one(spec, command)
 
     def wait_ready(self) -> None:
@@ -261,7 +271,7 @@ class FaultBench:
             self.until(lambda: self.joints_s > begin, 'joint states', 30)
         elif name == POLICY:
             self._wait_policy(session, 30)
-        else:
+        elif name == EXECUTOR:
             self.wait_for_status(begin)
         if switch is not None:
             # The dead process's subscription is only forgotten when its lease ends.
@@ -502,15 +512,16 @@ class FaultBench:
             time.sleep(watch_s)
             late = self.sent_after(change)
             return [f'{late} commands after {change.reason.name}'] if late else []
+        # By the time of publication: this process may hear an old command after a new status.
         try:
             self.until(
-                lambda: self.log.still(_STILL_COMMANDS, change.received_s), 'a constant target', 3
+                lambda: self.log.still(_STILL_COMMANDS, change.sent_ns), 'a constant target', 3
             )
         except UserError as error:
             return [] if fault.goes_silent else [str(error)]
-        start = self.log.since(change.received_s)[-1]
+        start = self.log.sent_since(change.sent_ns)[-1]
         time.sleep(watch_s)
-        after = self.log.since(start.received_s)
+        after = self.log.sent_since(start.sent_ns)
         moved = max((distance(start, s) for s in after), default=0.0)
         found = [] if moved < 1e-6 else [f'the hold target moved by {moved:.6f}']
         if not after and not fault.goes_silent:

@@ -8,7 +8,7 @@ Steps of ``inject`` (see ``_fault_bench.FaultBench.inject``):
     sim LINE          a line to /sim/fault
     policy LINE       a line to /test/policy_fault
     stop NODE         SIGSTOP, healed by SIGCONT
-    kill NODE         SIGKILL, healed by a new start
+    kill NODE         SIGKILL, healed by a new start; external_camera is the bench's own process
     publisher         a second publisher on the command topic
     call SERVICE      one of the executor's services
 """
@@ -399,6 +399,26 @@ def _process_faults() -> list[Fault]:
             says='is the policy process alive',
             then=REARM,
             mend='start policy_node, then arm: chunks of a new process are not followed without',
+        ),
+        Fault(
+            id='camera_stopped',
+            what='process of the external camera frozen (kill -STOP)',
+            inject=('stop external_camera',),
+            state='HOLD',
+            reasons=(R.CAMERA_STALE,),
+            says='newest sample is',
+            then=RESUMES,
+            mend='restart the camera driver; after more than 2 s call arm',
+        ),
+        Fault(
+            id='camera_killed',
+            what='process of the external camera dies (kill -9)',
+            inject=('kill external_camera',),
+            state='HOLD',
+            reasons=(R.CAMERA_STALE,),
+            says='newest sample is',
+            then=REARM,
+            mend='start the camera driver; after more than 2 s call arm',
         ),
         Fault(
             id='driver_stopped',

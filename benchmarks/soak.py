@@ -143,9 +143,11 @@ def main() -> None:
     parser.add_argument('--robot', choices=('franka', 'widowx'), default='franka')
     parser.add_argument('--every', type=float, default=20.0, help='seconds between faults')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--domain', type=int, help='ROS_DOMAIN_ID; default: one by chance')
     args = parser.parse_args()
+    environment = {} if args.domain is None else {'ROS_DOMAIN_ID': str(args.domain)}
     with tempfile.TemporaryDirectory(prefix='soak-') as folder:
-        bench = FaultBench(args.robot, Path(folder))
+        bench = FaultBench(args.robot, Path(folder), camera_process=True, environment=environment)
         try:
             result = run(bench, 60.0 * args.minutes, args.every, args.seed)
         finally:

@@ -25,7 +25,12 @@ class Benches:
         if key != self._key:
             self.close()
             name = f'{robot}_simulated_time' if simulated_time else robot
-            self._bench = FaultBench(robot, self._folder / name, simulated_time=simulated_time)
+            self._bench = FaultBench(
+                robot,
+                self._folder / name,
+                simulated_time=simulated_time,
+                camera_process=not simulated_time,
+            )
             self._key = key
         return self._bench
 

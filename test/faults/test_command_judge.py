@@ -89,6 +89,7 @@ def test_still_needs_equal_commands_after_the_given_time():
     log = CommandLog(ROBOT, load_limits(ROBOT))
     for k in range(6):
         log._add(sent(k, shift=(0.0, 0.0, 0.001 * min(k, 3))))
-    assert log.still(3, after_s=0.0)
-    assert not log.still(4, after_s=0.0)
-    assert not log.still(3, after_s=1.0 + 0.04 * 3.5)
+    assert log.still(3, after_ns=0)
+    assert not log.still(4, after_ns=0)
+    assert not log.still(3, after_ns=sent(3).sent_ns)
+    assert [s.sent_ns for s in log.sent_since(sent(4).sent_ns)] == [sent(5).sent_ns]
