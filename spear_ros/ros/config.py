@@ -112,7 +112,7 @@ class FrankaHandConfig:
     state: GripperStateConfig
     namespace: str = '/franka_gripper'
     homing: bool = True
-    """Run the homing action once, when the executor is activated and disarmed."""
+    """Run the homing action once, before the first target of the fingers."""
     open_width_m: float = 0.08
     speed_m_s: float = 0.1
     force_n: float = 30.0

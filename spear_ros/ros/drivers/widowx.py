@@ -335,8 +335,14 @@ class RegisterWatch:
         self._config = config
         self._future: Future | None = None
         self._asked_s, self._next_s = 0.0, 0.0
-        self._turn = 0
-        self._reports = {config.group: HEALTHY, config.gripper: HEALTHY}
+        self._turn, self._first_round = 0, True
+        self._reports = {
+            name: DriverReport(
+                Reason.DRIVER_LOST,
+                f'{config.error_register} of {name!r} has not been read yet: is xs_sdk up?',
+            )
+            for name in (config.group, config.gripper)
+        }
 
     def connect(self, node: Node, srvs: Any) -> None:
         """Create the service client."""
@@ -351,6 +357,9 @@ class RegisterWatch:
             if self._future.done():
                 self._judge(self._turn, self._future.result())
                 self._turn, self._future = 1 - self._turn, None
+                if self._first_round and self._turn:
+                    self._next_s = now_s  # arm waits for both
+                self._first_round = False
             elif now_s - self._asked_s > self._config.service_timeout_s:
                 self._future = None
                 self._reports[self._config.group] = DriverReport(

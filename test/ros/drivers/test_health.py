@@ -13,7 +13,7 @@ from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
-from spear_ros.ros.drivers.widowx import EffortGuard, SetUp, WidowxDriver, error_text
+from spear_ros.ros.drivers.widowx import EffortGuard, RegisterWatch, SetUp, WidowxDriver, error_text
 
 SRVS = 'interbotix_xs_msgs.srv'
 HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
@@ -96,15 +96,16 @@ class Motors:
 
     srv_name = 'motors'
 
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, values=()):
+        self.calls, self.values, self.asked = 0, values, []
 
     def service_is_ready(self):
         return True
 
     def call_async(self, request):
         self.calls += 1
-        answer = SimpleNamespace(mode='position', profile_type='time')
+        self.asked.append(request.name)
+        answer = SimpleNamespace(mode='position', profile_type='time', values=self.values)
         return SimpleNamespace(
             done=lambda: True,
             result=lambda: answer,
@@ -127,6 +128,23 @@ def test_modes_of_a_driver_that_was_away_are_only_set_again_when_asked():
     assert client.calls == 2
     assert modes.run(lambda: 2.0) == ''
     assert (modes.poll(3.0), client.calls) == ('', 4)
+
+
+def test_error_registers_are_read_at_once_and_then_in_turn_every_second():
+    pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
+    client = Motors(values=[0, 0])
+    watch = RegisterWatch(load_robot_config('widowx').widowx)
+    watch.connect(SimpleNamespace(create_client=lambda *_: client), messages(SRVS))
+    assert 'has not been read yet' in watch.poll(0.0).text  # asks for the arm's
+    assert 'gripper' in watch.poll(0.05).text
+    watch.poll(0.10)  # asks for the gripper's
+    assert watch.poll(0.15).reason == Reason.NONE
+    client.values = [0, 32]
+    reports = [watch.poll(0.2 + 0.05 * i) for i in range(60)]
+    assert client.asked[:4] == ['arm', 'gripper', 'arm', 'gripper']
+    assert len(client.asked) == 5  # at 0, 0.1, 1.1, 2.1 and 3.1 s
+    assert {r.reason for r in reports} == {Reason.NONE, Reason.MOTOR_ERROR}
+    assert 'motor 2: overload' in reports[-1].text
 
 
 def test_a_pause_of_this_process_is_no_silence_of_xs_sdk():
