@@ -173,16 +173,24 @@ class GrippersConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrankaDriverConfig:
-    """franka_ros2 with a crisp CartesianController that has link8 as its end-effector frame."""
+    """franka_ros2 with a crisp CartesianController that has link8 as its end-effector frame.
 
+    Or, as a fall-back, with a JointTrajectoryController: ``command: joint_trajectory``.
+    """
+
+    command: Literal['target_pose', 'joint_trajectory'] = 'target_pose'
+    """What ``controller`` takes; see ros/drivers/franka_targets.py."""
     target_pose_topic: str = '/target_pose'
+    trajectory_topic: str = '/fr3_arm_controller/joint_trajectory'
+    trajectory_time_s: float = 0.1
+    """Each joint target is to be reached, at rest, after this long; the next replaces it."""
     robot_state_topic: str = '/franka_robot_state_broadcaster/robot_state'
     """1 kHz: polled raw, never subscribed with a callback."""
     robot_state_poll_hz: float = 20.0
     robot_state_max_age_s: float = 0.3
     controller_manager: str = '/controller_manager'
     controller: str = 'cartesian_impedance_controller'
-    """Name under which the crisp CartesianController is loaded."""
+    """Name under which the controller of ``command`` is loaded."""
     hardware_component: str = 'FrankaHardwareInterface'
     error_recovery_action: str = '/action_server/error_recovery'
     recover_timeout_s: float = 10.0
@@ -190,12 +198,20 @@ class FrankaDriverConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            'target_pose_topic', 'robot_state_topic', 'controller_manager', 'error_recovery_action',
+            'target_pose_topic', 'trajectory_topic', 'robot_state_topic', 'controller_manager',
+            'error_recovery_action',
         ):  # fmt: skip
             _topic(name, getattr(self, name))
         _within('robot_state_poll_hz', self.robot_state_poll_hz, 5.0, 50.0)
         _within('robot_state_max_age_s', self.robot_state_max_age_s, 0.1, 1.0)
         _within('recover_timeout_s', self.recover_timeout_s, 1.0, 60.0)
+        _within('trajectory_time_s', self.trajectory_time_s, 0.03, 0.3)
+
+    @property
+    def command_topic(self) -> str:
+        """Topic of the targets, on which only one node may publish."""
+        poses = self.command == 'target_pose'
+        return self.target_pose_topic if poses else self.trajectory_topic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

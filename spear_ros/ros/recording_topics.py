@@ -37,7 +37,9 @@ def robot_topics(config: RobotConfig) -> dict[str, str]:
         config.gripper_state.topic: 'sensor_msgs/msg/JointState',
     }
     if config.franka is not None:
-        topics[config.franka.target_pose_topic] = 'geometry_msgs/msg/PoseStamped'
+        poses = config.franka.command == 'target_pose'
+        kind = 'geometry_msgs/msg/PoseStamped' if poses else 'trajectory_msgs/msg/JointTrajectory'
+        topics[config.franka.command_topic] = kind
         activity = f'{config.franka.controller_manager}/activity'
         topics[activity] = 'controller_manager_msgs/msg/ControllerManagerActivity'
     if config.widowx is not None:

@@ -25,6 +25,7 @@ from spear_ros.simulation.scene import TIMESTEP_S, build_model
 from spear_ros.simulation.success import SceneFacts, SuccessMonitor
 from spear_ros.simulation.table import Table
 from spear_ros.simulation.tasks import Task
+from spear_ros.simulation.trajectory_arm import TrajectoryArm
 
 JUDGE_EVERY = 10
 """Physics steps between two looks of the task's judge (20 ms)."""
@@ -117,7 +118,9 @@ class World:
                 self.data.qpos[self.model.joint(name).qposadr[0]] = finger
             mujoco.mj_forward(self.model, self.data)
             arm = ImpedanceArm if self.robot.family == 'franka' else ServoArm
-            self.arm: ImpedanceArm | ServoArm = arm(self.model, self.data, self.robot)
+            self.arm: ImpedanceArm | ServoArm | TrajectoryArm = arm(
+                self.model, self.data, self.robot
+            )
             self.arm.settle()
             self.fingers = FingerDrive(finger, self.gripper.finger_open_m)
             self._gripper_goal = None
@@ -175,6 +178,20 @@ class World:
             if profile_ms is not None:
                 self.arm.profile.time_ms, self.arm.profile.acceleration_ms = profile_ms
             self.arm.profile.set_goal(np.asarray(q_rad, float))
+
+    def control_by_trajectories(self) -> None:
+        """Franka: a joint trajectory controller instead of the Cartesian one, holding still."""
+        assert self.robot.family == 'franka', f'{self.robot.name} has no trajectory controller'
+        with self.lock:
+            self.arm = TrajectoryArm(self.model, self.data, self.robot)
+
+    def set_joint_trajectory(
+        self, q_rad: FloatArray, velocity_rad_s: FloatArray, time_s: float
+    ) -> None:
+        """Franka under trajectories: be at (n,) with (n,) rad/s ``time_s`` from now."""
+        assert isinstance(self.arm, TrajectoryArm), 'call control_by_trajectories first'
+        with self.lock:
+            self.arm.profile.set_goal(q_rad, velocity_rad_s, time_s)
 
     def set_gripper(self, opening: float) -> None:
         """Open (>= 0.5) or close, as the robot's gripper adapter would; repeats cost nothing.

@@ -1,10 +1,10 @@
-"""Franka FR3 behind franka_ros2 and a crisp CartesianController.
+"""Franka FR3 behind franka_ros2 and a crisp CartesianController (or a trajectory controller).
 
 Commands are PoseStamped on ``/target_pose``: crisp ignores the header's frame, holds its last
 target for ever, checks neither NaN nor age, and ignores everything while more than one node
-publishes there; all of that is ours to guard. The robot's mode and errors exist only in the 1 kHz
-``robot_state``: one raw best-effort subscription on a node that nothing spins is polled, at 3-4 %
-of a core instead of the 48 % that a callback costs.
+publishes there; all of that is ours to guard. The fall-back stands in ``franka_targets``. The
+robot's mode and errors exist only in the 1 kHz ``robot_state``: one raw best-effort subscription
+on a node that nothing spins is polled, at 3-4 % of a core instead of the 48 % of a callback.
 """
 
 import time
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
 from rclpy.action import ActionClient
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
@@ -22,7 +21,7 @@ from sensor_msgs.msg import JointState
 from spear_ros.core.reasons import Reason
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import FrankaDriverConfig, RobotConfig
-from spear_ros.ros.conversions import ns_from_time, pose_stamped
+from spear_ros.ros.conversions import ns_from_time
 from spear_ros.ros.drivers.base import (
     HEALTHY,
     DriverReport,
@@ -36,7 +35,8 @@ from spear_ros.ros.drivers.base import (
     nobody_listens,
     wait_for,
 )
-from spear_ros.ros.qos import COMMAND, JOINTS_INPUT, LATCHED, RAW_POLL
+from spear_ros.ros.drivers.franka_targets import make_output
+from spear_ros.ros.qos import JOINTS_INPUT, LATCHED, RAW_POLL
 
 _ACTIVE = 3  # lifecycle_msgs/State.PRIMARY_STATE_ACTIVE
 
@@ -143,8 +143,10 @@ class FrankaDriver:
         self._node, self._spec, self._gripper = node, spec, gripper
         self._config: FrankaDriverConfig = config.franka
         self._arm, self._monotonic = config.arm, monotonic
-        self.command_topic = self._config.target_pose_topic
+        self.command_topic = self._config.command_topic
         self.frame_id = spec.driver_frames.get(spec.base_frame, spec.base_frame)
+        names = self._arm.joint_names or spec.joint_names
+        self._output = make_output(self._config, names, self.frame_id)
         self._msgs = messages('franka_msgs.msg')
         self._actions = messages('franka_msgs.action')
         self._cm_msgs = messages('controller_manager_msgs.msg')
@@ -164,7 +166,7 @@ class FrankaDriver:
         """Create everything on the node, and the raw subscription on a node of its own."""
         node, config = self._node, self._config
         self._sink = sink
-        self._publisher = node.create_publisher(PoseStamped, config.target_pose_topic, COMMAND)
+        self._output.start(node)
         self._joints = node.create_subscription(
             JointState, self._arm.topic, self._on_joints, JOINTS_INPUT
         )
@@ -198,7 +200,7 @@ class FrankaDriver:
         self._gripper.start(sink)
 
     def activate(self) -> None:
-        """Nothing to set up: gains and frames belong to the crisp controller's own file."""
+        """Nothing to set up: gains and frames belong to the controller's own file."""
 
     def close(self) -> None:
         """Destroy the polled node and the clients."""
@@ -209,8 +211,8 @@ class FrankaDriver:
     # ------------------------------------------------------------------------------------ running
 
     def send(self, target: Target) -> None:
-        """Publish one pose of link8 in the base frame, and hand the gripper its target."""
-        self._publisher.publish(pose_stamped(target.T_base_ee, target.stamp_ns, self.frame_id))
+        """Publish one target of the arm, and hand the gripper its own."""
+        self._output.send(target)
         if target.gripper is not None:
             self._gripper.command(target.gripper)
 
@@ -241,7 +243,7 @@ class FrankaDriver:
         """Error recovery, hardware component, controller; each step is reported.
 
         Source: franka_hardware/doc/index.rst of franka_ros2. The target is not re-anchored here:
-        crisp takes the measured pose when it is activated, and arm commands the measured pose.
+        either controller holds the measured state when activated, and arm commands that too.
         """
         if self.health.robot_mode in (_USER_STOPPED, _GUIDING):
             return self.health.judge(self._monotonic())

@@ -3,6 +3,8 @@
 Names, types, QoS and rates are those of the real drivers, but for ``robot_state``: 1 kHz there,
 ``sim.robot_state_rate_hz`` here. The target sink behaves like crisp: the header's frame is ignored,
 the last target is held for ever, and everything is ignored while more than one node publishes.
+With ``command: joint_trajectory`` it is a JointTrajectoryController instead, which does not count
+publishers and refuses messages that are not a trajectory of all its joints that ends at rest.
 """
 
 from typing import Any
@@ -81,8 +83,14 @@ class FrankaTwin:
             LATCHED,
         )
         self._state_message = self._new_robot_state()
-        topic = (PoseStamped, franka.target_pose_topic, COMMAND)
-        self._targets = CommandInput(node, self._faults, topic, self._on_target)
+        if franka.command == 'joint_trajectory':
+            self._world.control_by_trajectories()
+            kind = messages('trajectory_msgs.msg').JointTrajectory
+            topic = (kind, franka.command_topic, COMMAND)
+            self._targets = CommandInput(node, self._faults, topic, self._on_trajectory)
+        else:
+            topic = (PoseStamped, franka.command_topic, COMMAND)
+            self._targets = CommandInput(node, self._faults, topic, self._on_target)
 
     def _create_services(self) -> None:
         node, franka = self._node, self._config
@@ -177,11 +185,30 @@ class FrankaTwin:
             return
         self._world.set_target_pose(pose(p, q / np.linalg.norm(q)))
 
+    def _on_trajectory(self, message: Any) -> None:
+        if self.mode != _MOVE:
+            return
+        points = message.points
+        whole = list(message.joint_names) == list(self._spec.joint_names) and all(
+            len(p.positions) == len(p.velocities) == len(message.joint_names) for p in points
+        )
+        # One point is all that our driver sends; the real controller takes any number.
+        if not (whole and len(points) == 1 and not any(points[0].velocities)):
+            self._node.get_logger().error('the trajectory was refused')
+            return
+        q = np.array(points[0].positions)
+        if not np.isfinite(q).all():
+            self._node.get_logger().error('the trajectory is not finite: reflex')
+            self._faults.command('reflex')
+            return
+        ahead = points[0].time_from_start
+        self._world.set_joint_trajectory(q, np.zeros(len(q)), ahead.sec + 1e-9 * ahead.nanosec)
+
     def _more_than_one_publisher(self) -> bool:
         now = self._clock.now()
         if now - self._publishers_checked_ns > 50_000_000:
             self._publishers_checked_ns = now
-            self._publishers = count_publishers(self._node, self._config.target_pose_topic)
+            self._publishers = count_publishers(self._node, self._config.command_topic)
         return self._publishers > 1
 
     # ---------------------------------------------------------------------------------- recovery

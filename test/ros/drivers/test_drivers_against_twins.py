@@ -27,6 +27,7 @@ pytestmark = pytest.mark.ros
 SETUPS = {
     'franka_hand': WiringParameters(robot='franka', simulated=True),
     'robotiq_2f85': WiringParameters(robot='franka', simulated=True, gripper='robotiq_2f85'),
+    'trajectory': WiringParameters(robot='franka_trajectory', simulated=True),
     'widowx': WiringParameters(robot='widowx', simulated=True),
 }
 
@@ -59,7 +60,7 @@ class Rig:
         self.driver.activate()
         self.report = self.driver.poll()
         self.node.create_timer(0.05, self._poll)
-        self.until(lambda: self.report.reason == Reason.NONE, 'a healthy driver')
+        self.until(lambda: self.report.reason == Reason.NONE, 'a healthy driver', 40.0)
         self.until(lambda: self.faults.get_subscription_count() == 1, 'the simulator')
 
     def _poll(self):
@@ -127,7 +128,8 @@ def test_jammed_gripper_is_reported_and_forgotten_on_release(rig):
 
 def test_second_publisher_is_counted(rig):
     assert rig.driver.publisher_count() == 1
-    kind = rig.driver._publisher.msg_type if rig.config.franka else rig.driver._group.msg_type
+    publisher = rig.driver._output._publisher if rig.config.franka else rig.driver._group
+    kind = publisher.msg_type
     intruder = rig.graph.node('intruder')
     intruder.create_publisher(kind, rig.driver.command_topic, 1)
     rig.until(lambda: rig.driver.publisher_count() == 2, 'two publishers')
