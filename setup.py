@@ -20,6 +20,7 @@ EXTRAS = {
     'convert': [*POLICY, 'transformers', 'sentencepiece'],
     'train': [*POLICY, 'pyarrow', 'av', 'matplotlib'],
     'annotate': ['transformers', 'google-genai', 'scipy', 'pyarrow', 'pillow'],
+    'annotate-ray': ['ray[data]>=2.50'],
     'viz': ['matplotlib', 'av'],
     'test': [
         'pytest>=9', 'hypothesis', 'ruff', 'mypy', 'types-PyYAML', 'scipy',

@@ -107,10 +107,12 @@ def _clipped_edges(box: OrientedBox, by: OrientedBox) -> FloatArray:
     corners = box.centre + (SIGNS * box.extents / 2) @ box.axes.T
     local = (corners - by.centre) @ by.axes
     start, way = local[_EDGES[:, 0]], local[_EDGES[:, 1]] - local[_EDGES[:, 0]]
-    half = by.extents / 2
+    # Sides that coincide are inside by a hair, or rounding would drop the edges on them.
+    size = float(max(first.max() for first in (by.extents, np.abs(start), np.abs(way))))
+    half = by.extents / 2 + 1e-10 * size
     with np.errstate(divide='ignore', invalid='ignore'):
         t1, t2 = (-half - start) / way, (half - start) / way
-    parallel = way == 0
+    parallel = np.abs(way) <= 1e-12 * size
     inside = np.abs(start) <= half
     low = np.where(parallel, np.where(inside, -np.inf, np.inf), np.minimum(t1, t2))
     high = np.where(parallel, np.where(inside, np.inf, -np.inf), np.maximum(t1, t2))

@@ -30,6 +30,11 @@ class BoxSettings:
     """The better one so far, on little data: doc/annotation.md."""
     erosion_px: int = 3
     """Depth at the border of a mask mixes object and background ("flying pixels")."""
+    min_mask_in_box: float = 0.8
+    """Share of a mask that lies in its detected box; less, and the two are of different things."""
+    min_box_overlap: float = 0.4
+    """Overlap (IoU) of the detected box and the mask's own; less where x and y are swapped, the
+    numbers of masks are, or most of the object is hidden."""
     min_mask_px: int = 200
     """After erosion."""
     neighbours: int = 20
@@ -46,7 +51,33 @@ class BoxSettings:
 
     def as_json(self) -> Mapping[str, object]:
         """Settings for the key of stored results."""
-        return {'version': 1, **asdict(self)}
+        return {'version': 2, **asdict(self)}
+
+
+def require_agreement(
+    mask: MaskArray, box_xyxy: tuple[float, float, float, float], settings: BoxSettings
+) -> None:
+    """Refuse a mask (H, W) that does not belong to its detected box, pixels of the same picture.
+
+    Raises:
+        AnnotationError: the mask is empty, or they disagree.
+    """
+    if not mask.any():
+        raise AnnotationError(FailureKind.BAD_MASK, 'the mask is empty')
+    x0, y0, x1, y1 = box_xyxy
+    rows, columns = np.nonzero(mask)
+    # A pixel counts by its centre, half a pixel inside of a box drawn round it.
+    inside = (columns + 0.5 > x0) & (columns + 0.5 < x1) & (rows + 0.5 > y0) & (rows + 0.5 < y1)
+    share = float(inside.mean())
+    overlap = 0.0
+    if inside.any():
+        own_w, own_h = np.ptp(columns[inside]) + 1, np.ptp(rows[inside]) + 1
+        overlap = float(own_w * own_h / max((x1 - x0) * (y1 - y0), 1.0))
+    if share < settings.min_mask_in_box or overlap < settings.min_box_overlap:
+        raise AnnotationError(
+            FailureKind.BAD_MASK,
+            f'{share:.0%} of the mask lies in its box and spans {overlap:.0%} of it',
+        )
 
 
 def object_points(points: PointMap, mask: MaskArray, settings: BoxSettings) -> FloatArray:

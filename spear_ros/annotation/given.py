@@ -2,7 +2,8 @@
 
 import io
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,25 @@ from spear_ros.annotation.types import (
     WorkingImage,
 )
 from spear_ros.core.errors import UserError
+
+MOST_METRES = 100.0
+"""A metric picture whose median depth is greater is taken for one in millimetres."""
+
+
+def check_stems(names: Sequence[str]) -> None:
+    """Pictures that differ by their suffix alone would share their given labels.
+
+    Raises:
+        UserError: there are such; names two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        stem = Path(name).with_suffix('').as_posix()
+        if stem in seen:
+            raise UserError(
+                f'{seen[stem]} and {name} would share the given labels of "{stem}"; rename one.'
+            )
+        seen[stem] = name
 
 
 class GivenMasks:
@@ -90,13 +110,21 @@ class GivenDepth:
             raise AnnotationError(FailureKind.NOTHING_GIVEN, f'no depth {path.name}')
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-                depth, K, scale = np.asarray(data['depth'], float), data['K'], str(data['scale'])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                depth, K = (np.asarray(data[name], float) for name in ('depth', 'K'))
+                scale = str(data['scale'])
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile,
+                zlib.error) as error:  # fmt: skip
             text = ' '.join(str(error).split())[:80]
             raise AnnotationError(FailureKind.BAD_DEPTH, f'{path.name}: {text}') from None
         if scale not in SCALE_TYPES or K.shape != (3, 3) or not _is_camera(K):
             raise AnnotationError(FailureKind.BAD_DEPTH, f'{path.name}: camera or scale "{scale}"')
         _same_size(depth.shape, image, path, FailureKind.BAD_DEPTH)
+        known = depth[np.isfinite(depth) & (depth > 0)]
+        if scale == 'metric' and len(known) and np.median(known) > MOST_METRES:
+            middle = float(np.median(known))
+            raise AnnotationError(
+                FailureKind.BAD_DEPTH, f'{path.name}: {middle:.0f} metres in the median; mm?'
+            )
         size = (image.pixels.shape[1], image.pixels.shape[0])
         camera = working_camera(K, image.original_size, size)
         return points_of_depth(to_working(depth, size, smooth=False), camera, scale)

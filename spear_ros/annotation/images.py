@@ -54,7 +54,7 @@ def find_images(folder: Path) -> list[str]:
     """Names of all files below a folder that do not begin with a dot, sorted.
 
     Files that are no pictures are listed as well: opening them counts them as failures, so that
-    nothing vanishes silently. JSON, NumPy and text files (labels that lie beside) are left out.
+    nothing vanishes silently. JSON and NumPy files (labels that lie beside) are left out.
 
     Raises:
         UserError: there is no such folder or nothing in it.
@@ -71,7 +71,7 @@ def _names(folder: Path) -> Iterator[str]:
     for path in folder.rglob('*'):
         relative = path.relative_to(folder)
         hidden = any(part.startswith('.') for part in relative.parts)
-        beside = path.suffix.lower() in ('.json', '.jsonl', '.npy', '.npz', '.txt', '.md')
+        beside = path.suffix.lower() in ('.json', '.jsonl', '.npy', '.npz')
         if path.is_file() and not hidden and not beside:
             yield relative.as_posix()
 
@@ -96,13 +96,17 @@ def decode_image(blob: bytes, name: str, settings: ImageSettings) -> WorkingImag
     """Decode the bytes of one picture: see :func:`open_image`."""
     pixels = _decode(blob, settings)
     height, width = pixels.shape[:2]
-    content = hashlib.sha256(blob).hexdigest()
     return WorkingImage(
         name=name,
-        digest=digest_of('image', 1, content, asdict(settings)),
+        digest=image_digest(blob, settings),
         pixels=to_working(pixels, (settings.width, settings.height), smooth=True),
         original_size=(width, height),
     )
+
+
+def image_digest(blob: bytes, settings: ImageSettings) -> str:
+    """What ``WorkingImage.digest`` of these bytes will be; the picture is not decoded."""
+    return digest_of('image', 1, hashlib.sha256(blob).hexdigest(), asdict(settings))
 
 
 def crop_window(original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -195,7 +199,8 @@ def _to_rgb(image: 'Image') -> ImageArray:
     if image.mode.startswith('I') or image.mode == 'F':
         values = np.asarray(image, np.float64)
         # Modes I and F say nothing of their range; 16-bit files come as 0 .. 65535.
-        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        wide = image.mode.startswith('I;16') or values.max(initial=0.0) > 255
+        top = 65535.0 if wide else 255.0
         grey = np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if 'A' in image.mode or 'transparency' in image.info:

@@ -51,6 +51,8 @@ class OutputSettings:
     """Which scale type to keep where both occur; None refuses a mixture."""
     source: str = ''
     """Name of the data, for provenance and for mixture weights."""
+    bins: Path | None = None
+    """A table to use in place of one fitted on these answers."""
 
 
 def split_of(annotation: ImageAnnotation, val_percent: int) -> str:
@@ -78,9 +80,8 @@ def write_output(
     if not asked:
         raise UserError(f'{out}: no question could be made from {len(records)} pictures.')
     parts = {s: [x for x in asked if split_of(x[0], settings.val_percent) == s] for s in SPLITS}
-    training = [pair for _, p in parts['train'] or asked for pair in p]
-    bins, how = fit_bins(training)
     scale = asked[0][0].scale
+    bins, how = _bins([pair for _, p in parts['train'] or asked for pair in p], scale, settings)
     write_atomically(out / BINS, _bins_json(bins, scale, how).encode())
     for split, part in parts.items():
         _write_split(folder, out / split, part, bins, images, settings)
@@ -94,6 +95,18 @@ def write_output(
     }
     write_atomically(out / 'report.json', (json.dumps(report, indent=2) + '\n').encode())
     return report
+
+
+def _bins(
+    training: Sequence[RawPair], scale: ScaleType, settings: OutputSettings
+) -> tuple[SpatialBins, str]:
+    """The table of bins and how it was made."""
+    if settings.bins is None:
+        return fit_bins(training)
+    bins, of = load_bins(settings.bins)
+    if of != scale:
+        raise UserError(f'{settings.bins}: bins of {of} lengths, these are {scale}; leave it away.')
+    return bins, f'given: {settings.bins.name}'
 
 
 def load_bins(path: Path) -> tuple[SpatialBins, ScaleType]:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from spear_ros.annotation.box_geometry import vertices
-from spear_ros.annotation.boxes import BoxSettings, fit_box, object_points
+from spear_ros.annotation.boxes import BoxSettings, fit_box, object_points, require_agreement
 from spear_ros.annotation.given import points_of_depth
-from spear_ros.annotation.images import ImageSettings, open_image
+from spear_ros.annotation.images import ImageSettings, image_digest, open_image
+from spear_ros.annotation.questions import ambiguous
 from spear_ros.annotation.store import Entry, Store, write_atomically
 from spear_ros.annotation.types import (
     AnnotationError,
@@ -72,9 +73,8 @@ def annotate_image(image: WorkingImage, stages: Stages, store: Store) -> ImageAn
     ]
     labels = tuple(d.label for d in detections)
     failures += [
-        Failure(FailureKind.SEVERAL_INSTANCES, f'{image.name}: {label}', f'{count} of them')
-        for label, count in Counter(labels).items()
-        if count > 1
+        Failure(FailureKind.SEVERAL_INSTANCES, f'{image.name}: {label}', why)
+        for label, why in ambiguous(labels).items()
     ]
     return ImageAnnotation(
         name=image.name,
@@ -181,8 +181,7 @@ def _label(
 ) -> ObjectLabel:
     if detection.problem:
         raise AnnotationError(FailureKind.BAD_BOX, detection.problem)
-    if not mask.any():
-        raise AnnotationError(FailureKind.BAD_MASK, 'the mask is empty')
+    require_agreement(mask, detection.box_xyxy, settings)
     cloud = object_points(points, mask, settings)
     box = fit_box(cloud, settings)
     far = np.linalg.norm(cloud, axis=1)
@@ -196,6 +195,30 @@ def _label(
         n_points=len(cloud),
         number=detection.number,
     )
+
+
+def count_unasked(
+    folder: Path,
+    names: Sequence[str],
+    images: ImageSettings,
+    detector: str,
+    settings: Mapping[str, object],
+    out: Path,
+) -> int:
+    """Pictures that a detector, named with its settings, has no stored answer for.
+
+    Copies count once. Nothing is decoded, so files that are no pictures count as well.
+    """
+    store = Store(out / STORE)
+    unasked = set()
+    for name in names:
+        try:
+            path = folder / name
+            if path.stat().st_size <= images.max_bytes:
+                unasked.add(image_digest(path.read_bytes(), images))
+        except OSError:
+            continue  # it will be counted when it is opened
+    return sum(not store.has(detector, settings, [digest]) for digest in unasked)
 
 
 def record_name(shard: tuple[int, int]) -> str:

@@ -79,10 +79,24 @@ class RawPair:
     objects: tuple[str, ...]
 
 
+def ambiguous(labels: Sequence[str]) -> dict[str, str]:
+    """Labels that name more than one thing of a picture, and why.
+
+    "mug" does beside "red mug", which is a mug as well; "red mug" does not.
+    """
+    counts = Counter(labels)
+    found = {label: f'{count} of them' for label, count in counts.items() if count > 1}
+    for label in counts:
+        narrower = sorted(other for other in counts if other.endswith(f' {label}'))
+        if narrower and label not in found:
+            found[label] = f'there is a {narrower[0]} as well'
+    return found
+
+
 def askable(annotation: ImageAnnotation) -> list[ObjectLabel]:
     """Objects whose class has one instance in the picture, detected ones without a box included."""
-    counts = Counter(annotation.detected)
-    return [o for o in annotation.objects if counts[o.label] == 1]
+    several = ambiguous(annotation.detected)
+    return [o for o in annotation.objects if o.label not in several]
 
 
 def make_pairs(annotation: ImageAnnotation) -> list[RawPair]:

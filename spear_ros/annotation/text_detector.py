@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spear_ros.annotation.detectors import OUTSIDE, checked
+from spear_ros.annotation.detectors import checked
 from spear_ros.annotation.types import AnnotationError, Detection, FailureKind, WorkingImage
 from spear_ros.core.errors import UserError
 
@@ -70,7 +70,7 @@ class TextDetector:
     def settings(self) -> Mapping[str, object]:
         """See Stage."""
         return {
-            'version': 1,
+            'version': 2,
             'weights': self._identity,
             'labels': list(self._labels),
             'threshold': self._threshold,
@@ -98,5 +98,4 @@ class TextDetector:
                 # GroundingDINO may answer with a mixture of names: no label at all.
                 raise AnnotationError(FailureKind.MALFORMED_ANSWER, f'label {label!r}')
             detections.append(checked(label, box, (width, height), score))
-        numbered = [replace(d, number=i) for i, d in enumerate(detections, 1)]
-        return [d for d in numbered if d.problem != OUTSIDE]
+        return [replace(d, number=i) for i, d in enumerate(detections, 1)]

@@ -2,14 +2,17 @@
 
 import argparse
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spear_ros.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from spear_ros.annotation.gemini import GeminiSettings
     from spear_ros.annotation.pipeline import Stages
     from spear_ros.annotation.types import Detector
 
@@ -53,6 +56,21 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     )  # fmt: skip
     parser.add_argument('--labels', default='', metavar='A,B', help='what that one looks for')
     parser.add_argument('--yes', action='store_true', help='agree to the estimated price')
+    parser.add_argument(
+        '--requests-per-minute', type=float, default=30.0, help='to the paid service, of all shares'
+    )
+    parser.add_argument(
+        '--bins', type=Path, metavar='FILE',
+        help='use this table of 3D tokens in place of one fitted here: sets trained on together '
+        'share one',
+    )  # fmt: skip
+    parser.add_argument(
+        '--ray', type=int, default=0, metavar='N',
+        help='annotate by N Ray workers (extra annotate-ray), all of which see the same folders',
+    )  # fmt: skip
+    parser.add_argument(
+        '--ray-address', default='', help='of a running cluster, such as auto; else one starts here'
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,26 +94,30 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _annotate(args: argparse.Namespace) -> int:
+    from spear_ros.annotation.given import check_stems
     from spear_ros.annotation.images import ImageSettings, find_images
     from spear_ros.annotation.output import OutputSettings, write_output
-    from spear_ros.annotation.pipeline import annotate_folder
     from spear_ros.cli.demonstrations import parse_part
 
     shard = parse_part(args.shard)
     if not 0 <= args.val_percent <= 50:
         raise UserError(f'--val-percent {args.val_percent}: give 0 to 50.')
+    if args.ray and shard != (0, 1):
+        raise UserError('--ray deals the pictures out by itself: leave --shard away.')
     if not args.finish:
         names = find_images(args.images)
-        _agree_to_price(args, len(names[shard[0] :: shard[1]]))
-        counts = annotate_folder(
-            args.images, names, _stages(args), args.out, shard=shard, progress=_progress
-        )
-        _print_counts(counts)
+        if args.detector == 'replay':
+            check_stems(names)
+        _agree_to_price(args, names[shard[0] :: shard[1]])
+        _print_counts(_label(args, names, shard))
         if shard[1] > 1:
             print(f'{args.out}: share {args.shard} is done; when all are: the same with --finish.')
             return 0
     settings = OutputSettings(
-        val_percent=args.val_percent, scale=args.scale, source=args.source or args.images.name
+        val_percent=args.val_percent,
+        scale=args.scale,
+        source=args.source or args.images.resolve().name,
+        bins=args.bins,
     )
     report = write_output(args.images, args.out, ImageSettings(), settings)
     pairs, scale = report['pairs'], report['scale_type']
@@ -103,6 +125,29 @@ def _annotate(args: argparse.Namespace) -> int:
     for family, error in report['round_trip_error'].items():
         print(f'  {family}: {report["families"][family]} pairs, round trip error {error:.5f}')
     return 0
+
+
+def _label(
+    args: argparse.Namespace, names: 'list[str]', shard: tuple[int, int]
+) -> 'Mapping[str, int]':
+    """Annotate in this process, or by Ray workers."""
+    from spear_ros.annotation.gemini import GeminiDetector
+    from spear_ros.annotation.pipeline import annotate_folder
+
+    args.pace_share = max(args.ray, shard[1])
+    if args.ray:
+        from spear_ros.annotation.ray_driver import annotate_with_ray
+
+        return annotate_with_ray(
+            args.images, names, partial(_stages, args), args.out, workers=args.ray,
+            gpus_per_worker=0.0 if args.device == 'cpu' else 1.0, address=args.ray_address,
+            progress=Progress(),
+        )  # fmt: skip
+    stages = _stages(args)
+    counts = annotate_folder(args.images, names, stages, args.out, shard=shard, progress=Progress())
+    if isinstance(stages.detector, GeminiDetector):
+        counts = {**counts, **{f'service:{k}': n for k, n in stages.detector.used.items()}}
+    return counts
 
 
 def _stages(args: argparse.Namespace) -> 'Stages':
@@ -133,12 +178,8 @@ def _stages(args: argparse.Namespace) -> 'Stages':
 
 
 def _detector(args: argparse.Namespace) -> 'Detector':
-    from spear_ros.annotation.detectors import (
-        GeminiDetector,
-        GeminiSettings,
-        GenaiService,
-        ReplayDetector,
-    )
+    from spear_ros.annotation.detectors import ReplayDetector
+    from spear_ros.annotation.gemini import GeminiDetector, GenaiService
 
     if args.detector == 'replay':
         if args.boxes is None:
@@ -148,36 +189,68 @@ def _detector(args: argparse.Namespace) -> 'Detector':
         # Given masks are numbered after given boxes; for other boxes they would be wrong.
         raise UserError('--masks belong to stored boxes: use --sam2 with other detectors.')
     if args.detector == 'gemini':
-        return GeminiDetector(GeminiSettings(model=args.gemini_model), GenaiService())
+        return GeminiDetector(_gemini(args), GenaiService())
     from spear_ros.annotation.text_detector import TextDetector
 
     labels = [' '.join(label.lower().split()) for label in args.labels.split(',')]
     return TextDetector.from_pretrained(args.text_model, labels, device=args.device)
 
 
-def _agree_to_price(args: argparse.Namespace, images: int) -> None:
-    """Tell what a paid detector will cost at most, and go on only with --yes."""
+def _gemini(args: argparse.Namespace) -> 'GeminiSettings':
+    from spear_ros.annotation.gemini import GeminiSettings
+
+    # Every process keeps its own pace, and all together the one that was asked for.
+    pace = args.requests_per_minute / getattr(args, 'pace_share', 1)
+    return GeminiSettings(model=args.gemini_model, requests_per_minute=pace)
+
+
+def _agree_to_price(args: argparse.Namespace, names: 'list[str]') -> None:
+    """Tell what a paid detector will cost, and go on only with --yes."""
     if args.detector != 'gemini':
         return
-    from spear_ros.annotation.detectors import estimate_cost_usd
+    from spear_ros.annotation.gemini import GeminiDetector, estimate_cost_usd
+    from spear_ros.annotation.images import ImageSettings
+    from spear_ros.annotation.pipeline import count_unasked
 
     try:
         price_in, price_out = (float(v) for v in (args.usd_per_million or '').split(','))
+        if not (0 <= price_in < 1e4 and 0 <= price_out < 1e4):
+            raise ValueError
     except ValueError:
         raise UserError(
             f'--usd-per-million {args.usd_per_million}: give the prices of a million tokens in and '
             'out, such as 0.30,2.50.'
         ) from None
-    cost = estimate_cost_usd(images, (price_in, price_out))
-    print(f'{images} images at most: about {cost:.2f} USD (stored answers are not asked again)')
-    if not args.yes:
+    settings = _gemini(args)
+    unasked = count_unasked(
+        args.images, names, ImageSettings(), GeminiDetector.name, settings.identity(), args.out
+    )
+    cost = estimate_cost_usd(unasked, (price_in, price_out), settings)
+    print(
+        f'{unasked} of {len(names)} pictures are to be asked about: usually {cost.usual:.2f} USD, '
+        f'at most {cost.most:.2f} USD'
+    )
+    if unasked and not args.yes:
         raise UserError('the detector gemini costs money; add --yes to agree.')
 
 
-def _progress(done: int, total: int) -> None:
-    if done % 10 == 0 or done == total:
+class Progress:
+    """A bar on stderr with the time that is left, drawn at most a hundred times."""
+
+    def __init__(self, clock: 'Callable[[], float]' = time.monotonic) -> None:
+        self._clock, self._started = clock, clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """``done`` of ``total`` pictures are finished."""
+        if done != total and done % max(1, total // 100):
+            return
+        filled = 30 * done // max(1, total)
+        passed = self._clock() - self._started
+        left = f', {passed / done * (total - done) / 60:.0f} min left' if 0 < done < total else ''
         end = '\n' if done == total else ''
-        print(f'\r{done}/{total} pictures', end=end, file=sys.stderr, flush=True)
+        bar = '#' * filled + '.' * (30 - filled)
+        text = f'{bar} {done}/{total} pictures{left}'
+        print(f'\r{text:<72}', end=end, file=sys.stderr, flush=True)
 
 
 def _print_counts(counts: 'Mapping[str, int]') -> None:
