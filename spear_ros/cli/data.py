@@ -51,12 +51,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_convert(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         'convert',
-        help='rosbag2, ROS 1 bags, RLDS or LeRobot to shards or to LeRobot v3',
+        help='rosbag2, ROS 1 bags, RLDS or LeRobot to shards or to LeRobot v3 or v2.1',
         description='A killed run goes on where it was when it is started again.',
     )
     parser.add_argument('source', type=Path, nargs='+', help='folder or bag; several bags')
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--to', choices=['shards', 'lerobot'], default='shards')
+    parser.add_argument(
+        '--to',
+        choices=['shards', 'lerobot', 'lerobot-v2.1'],
+        default='shards',
+        help='lerobot = v3',
+    )
     parser.add_argument('--map', type=Path, metavar='MAP.yaml', help='topic map; source is bags')
     parser.add_argument('--row', help='row of the data set; source is RLDS or LeRobot')
     parser.add_argument('--rows', type=Path, metavar='FILE.yaml', help='file with your own rows')
@@ -114,11 +119,12 @@ def _convert(args: argparse.Namespace) -> int:
         part=_part(args.part),
         shard_mb=args.shard_mb,
         limit=args.limit,
+        lerobot='v2.1' if args.to == 'lerobot-v2.1' else 'v3.0',
         require_instruction=not args.keep_without_instruction,
     )
     source = _source(args)
     convert = convert_to_shards if args.to == 'shards' else convert_to_lerobot
-    if args.to == 'lerobot' and settings.part[1] > 1:
+    if args.to != 'shards' and settings.part[1] > 1:
         raise UserError(f'--part {args.part}: a LeRobot directory is written by one process.')
     report = convert(source, args.out, settings, throttled(lambda s: print(s, file=sys.stderr)))
     print(f'{args.out}: {report.text()}')

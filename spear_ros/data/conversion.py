@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.types import EXTERNAL, ActionSpec, ImageArray
 from spear_ros.data.episodes import Episode, decode_image_bytes
+from spear_ros.data.lerobot_v21_writer import LeRobotV21Writer
 from spear_ros.data.lerobot_writer import LeRobotEpisode, LeRobotWriter
 from spear_ros.data.resampling import ResampleSettings, Steps, resample
 from spear_ros.data.samples import PictureSettings, Sample, samples_of, store_picture
@@ -60,6 +61,8 @@ class ConversionSettings:
     part: tuple[int, int] = (0, 1)
     """(index, count): which share of the source this process takes."""
     shard_mb: int = 256
+    lerobot: Literal['v3.0', 'v2.1'] = 'v3.0'
+    """Layout of a LeRobot directory."""
     limit: int = 0
     """Stop after so many episodes; 0 = all."""
     require_instruction: bool = True
@@ -170,7 +173,7 @@ def convert_to_lerobot(
     settings: ConversionSettings,
     progress: ProgressCallback | None = None,
 ) -> ConversionReport:
-    """Write a LeRobot v3 directory on an even grid; the last instant of an episode has no target
+    """Write a LeRobot directory on an even grid; the last instant of an episode has no target
     and is left out.
 
     Raises:
@@ -183,9 +186,9 @@ def convert_to_lerobot(
         label=settings.resample.label,
         anchor='grid',
     )
-    with LeRobotWriter(
-        out, source.spec, robot_type=source.robot or source.spec.embodiment
-    ) as writer:
+    kind = LeRobotV21Writer if settings.lerobot == 'v2.1' else LeRobotWriter
+    robot_type = source.robot or source.spec.embodiment
+    with kind(out, source.spec, robot_type=robot_type) as writer:
         done = {key.rsplit('.', 1)[0] for key in writer.done_keys}
         for pending in _chosen(source, settings, done, report):
             for episode in _load(pending, settings, report):

@@ -1,5 +1,7 @@
 """Writes LeRobotDataset v3 directories that the lerobot package and our own reader can open.
 
+The older layout v2.1 is :mod:`spear_ros.data.lerobot_v21_writer`.
+
 State and action are eight numbers ``x y z qw qx qy qz gripper``: the measured pose and the absolute
 target of the next step, so that no delta convention has to be guessed by whoever reads them.
 Episodes are written in groups; a group is one parquet and one video file per camera, and a killed
@@ -7,7 +9,7 @@ run goes on after its last finished group.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +81,9 @@ class _PixelSums:
 class LeRobotWriter:
     """Writes one dataset directory; ``close`` completes it."""
 
+    version = 'v3.0'
+    data_path, video_path = DATA_PATH, VIDEO_PATH
+
     def __init__(
         self,
         root: Path,
@@ -100,6 +105,7 @@ class LeRobotWriter:
             'codec': codec,
             'action_spec': to_mapping(spec),
             'episodes_per_file': episodes_per_file,
+            'version': self.version,
         }
         (root / GROUPS).mkdir(parents=True, exist_ok=True)
         self._check_settings()
@@ -116,7 +122,7 @@ class LeRobotWriter:
             write_json(path, self._settings)
         there = json.loads(path.read_text(encoding='utf-8'))
         for key, value in self._settings.items():
-            if there.get(key) != value:
+            if there.get(key, 'v3.0' if key == 'version' else None) != value:
                 raise UserError(
                     f'{path}: {key} is {there.get(key)!r} there and {value!r} in this run; '
                     'use another output folder, or the same settings.'
@@ -153,10 +159,14 @@ class LeRobotWriter:
         rows = [row for group in self._done for row in group['rows']]
         tasks = {task: i for i, task in enumerate(dict.fromkeys(row['task'] for row in rows))}
         self._write_task_indices(tasks)
+        self._write_tables(rows, tasks)
+        write_json(self.root / 'meta' / 'info.json', self._info(rows, len(tasks)))
+
+    def _write_tables(self, rows: list[dict[str, Any]], tasks: Mapping[str, int]) -> None:
+        """Everything in ``meta`` but ``info.json``, whose presence says that the rest is whole."""
         write_tasks(self.root / 'meta' / 'tasks.parquet', tasks)
         self._write_episode_table(rows)
-        write_json(self.root / 'meta' / 'stats.json', self._stats())
-        write_json(self.root / 'meta' / 'info.json', self._info(rows, len(tasks)))
+        write_json(self.root / 'meta' / 'stats.json', self._stats(range(len(self._done))))
 
     def abandon(self) -> None:
         """Stop without the unfinished group; its episodes are done again next time."""
@@ -180,9 +190,7 @@ class LeRobotWriter:
 
     def _add_video(self, camera: str, images: Iterator[ImageArray], length: int) -> float:
         if camera not in self._group.videos:
-            path = self.root / VIDEO_PATH.format(
-                video_key=IMAGE_PREFIX + camera, **_place(self._group.number)
-            )
+            path = self._video_file(camera, self._group.number)
             self._group.videos[camera] = VideoWriter(path, self.spec.rate_hz, self._codec)
             self._group.pixels[camera] = _PixelSums()
         video = self._group.videos[camera]
@@ -208,7 +216,7 @@ class LeRobotWriter:
             return
         for video in group.videos.values():
             video.close()
-        path = self.root / DATA_PATH.format(**_place(group.number))
+        path = self._data_file(group.number)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.concat_tables(group.tables), path)
         pixels = {
@@ -230,7 +238,7 @@ class LeRobotWriter:
         """Put the final task and frame numbers into the data files, one file at a time."""
         start = 0
         for number, group in enumerate(self._done):
-            path = self.root / DATA_PATH.format(**_place(number))
+            path = self._data_file(number)
             table = pq.read_table(path)
             index = np.concatenate([np.full(r['length'], tasks[r['task']]) for r in group['rows']])
             for name, values in (
@@ -271,15 +279,24 @@ class LeRobotWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), path)
 
-    def _stats(self) -> dict[str, Any]:
-        files = [self.root / DATA_PATH.format(**_place(n)) for n in range(len(self._done))]
+    def _data_file(self, number: int) -> Path:
+        """Parquet file of a group."""
+        return self.root / self.data_path.format(**_place(number))
+
+    def _video_file(self, camera: str, number: int) -> Path:
+        """Video file of a camera in a group."""
+        return self.root / self.video_path.format(video_key=IMAGE_PREFIX + camera, **_place(number))
+
+    def _stats(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Statistics over some groups, by feature."""
+        files = [self._data_file(n) for n in numbers]
         stats = {}
         for name in (STATE, ACTION):
             parts = [pq.read_table(f, columns=[name])[name].combine_chunks() for f in files]
             values = np.concatenate([p.flatten().to_numpy().reshape(-1, len(NAMES)) for p in parts])
             stats[name] = number_stats(values.astype(float))
         for camera in self._sizes:
-            sums = [group['pixels'][camera] for group in self._done]
+            sums = [self._done[n]['pixels'][camera] for n in numbers]
             stats[IMAGE_PREFIX + camera] = pixel_stats(sums)
         return stats
 
@@ -301,7 +318,7 @@ class LeRobotWriter:
         ):
             features[name] = {'dtype': kind, 'shape': [1], 'names': None}
         return {
-            'codebase_version': 'v3.0',
+            'codebase_version': self.version,
             'robot_type': self._settings['robot_type'],
             'total_episodes': len(rows),
             'total_frames': sum(row['length'] for row in rows),
@@ -311,14 +328,21 @@ class LeRobotWriter:
             'video_files_size_in_mb': 500,
             'fps': whole,
             'splits': {'train': f'0:{len(rows)}'},
-            'data_path': DATA_PATH,
-            'video_path': VIDEO_PATH,
+            'data_path': self.data_path,
+            'video_path': self.video_path,
             'features': features,
         }
 
 
 def _place(number: int) -> dict[str, int]:
-    return {'chunk_index': number // CHUNK_FILES, 'file_index': number % CHUNK_FILES}
+    """What both layouts name their files by; in v2.1 a group is an episode."""
+    chunk, place = number // CHUNK_FILES, number % CHUNK_FILES
+    return {
+        'chunk_index': chunk,
+        'file_index': place,
+        'episode_chunk': chunk,
+        'episode_index': number,
+    }
 
 
 def _numbers_table(episode: LeRobotEpisode, index: int, rate_hz: float) -> pa.Table:

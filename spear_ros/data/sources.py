@@ -1,11 +1,15 @@
 """Recordings on disk as something that `spear data convert` can work through."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from spear_ros.core.config import to_mapping
 from spear_ros.core.errors import UserError
+from spear_ros.core.types import ActionSpec
 from spear_ros.data.bag_episodes import bag_episodes
 from spear_ros.data.conversion import PendingEpisode, Source
 from spear_ros.data.episodes import Episode
@@ -56,7 +60,7 @@ def rlds_source(
     return Source(
         row.name,
         action_spec(row),
-        f'rlds {row.name} {row.version} {split} schema {fingerprint}',
+        f'rlds {row.name} {row.version} {split} schema {fingerprint} row {reading_hash(row)}',
         episodes,
         row.robot,
         row.drop_idle,
@@ -64,8 +68,13 @@ def rlds_source(
 
 
 def lerobot_source(root: Path, row: DatasetRow) -> Source:
-    """A LeRobot v3 or v2.1 directory."""
+    """A LeRobot v3 or v2.1 directory.
+
+    Raises:
+        UserError: it is damaged, or our own writer noted another ActionSpec than the row's.
+    """
     dataset = LeRobotDataset(root)
+    check_noted_spec(root, action_spec(row))
 
     def load(number: int, key: str) -> Callable[[], list[Episode]]:
         return lambda: [build_episode(row, dataset.columns(number), key)]
@@ -75,7 +84,8 @@ def lerobot_source(root: Path, row: DatasetRow) -> Source:
             key = f'{row.name}-{entry.index:06d}'
             yield PendingEpisode(key, load(number, key))
 
-    description = f'lerobot {row.name} {dataset.version} {len(dataset)} episodes'
+    count, reading = len(dataset), reading_hash(row)
+    description = f'lerobot {row.name} {dataset.version} {count} episodes row {reading}'
     return Source(row.name, action_spec(row), description, episodes, row.robot, row.drop_idle)
 
 
@@ -95,7 +105,39 @@ def bag_source(paths: Sequence[Path], topic_map: TopicMap, name: str) -> Source:
     if twice:
         raise UserError(f'two bags are named {twice[0]}; rename one, names make the keys.')
     spec = default_action_specs()[topic_map.embodiment]
-    return Source(name, spec, f'bags {name}', episodes, topic_map.robot_name)
+    description = f'bags {name} map {reading_hash(topic_map)}'
+    return Source(name, spec, description, episodes, topic_map.robot_name)
+
+
+def reading_hash(how: DatasetRow | TopicMap) -> str:
+    """Eight hex digits of what a row or a map says about the numbers; remarks do not count.
+
+    It stands in the card, so that a folder is not filled further by a row or map that was changed
+    in between: what an earlier run has done, or given up on, would silently stay as it was.
+    """
+    told = to_mapping(how)
+    for remark in ('traps', 'unverified', 'tried_on_real_data', 'limits'):
+        told.pop(remark, None)
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_noted_spec(root: Path, spec: ActionSpec) -> None:
+    """Compare a row's ActionSpec with the one that our LeRobot writer left in the directory.
+
+    Raises:
+        UserError: names the field with both values.
+    """
+    path = root / 'meta' / 'spear_settings.json'
+    if not path.exists():
+        return
+    there = json.loads(path.read_text(encoding='utf-8')).get('action_spec', {})
+    ours = json.loads(json.dumps(to_mapping(spec)))
+    for name, value in ours.items():
+        if name in there and there[name] != value:
+            raise UserError(
+                f'{path}: action_spec.{name} is {there[name]!r} there and {value!r} by the row; '
+                'mend embodiment or ee_frame of the row.'
+            )
 
 
 def find_bags(path: Path) -> list[Path]:

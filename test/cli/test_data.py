@@ -41,10 +41,11 @@ def test_a_changed_shard_fails_the_check(bridge, capsys):
     assert 'has changed since it was written' in capsys.readouterr().out
 
 
-def test_converting_to_lerobot_and_back(bridge, tmp_path):
+@pytest.mark.parametrize('layout', ['lerobot', 'lerobot-v2.1'])
+def test_converting_to_lerobot_and_back(layout, bridge, tmp_path):
     folder = tmp_path / 'lerobot'
     source = [str(RECORDINGS / 'bridge_rlds'), '--row', 'bridge_orig', '--limit', '3']
-    assert main(['data', 'convert', *source, '--to', 'lerobot', '--out', str(folder)]) == 0
+    assert main(['data', 'convert', *source, '--to', layout, '--out', str(folder)]) == 0
     rows = 'config/training/datasets/example_lerobot_widowx.yaml'
     again = tmp_path / 'again'
     options = ['--rows', rows, '--row', 'my_widowx', '--picture-size', '64x48']

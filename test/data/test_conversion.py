@@ -1,5 +1,6 @@
 """Recordings through shards to a batch, on real data where it is at hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 
 from spear_ros.core.errors import UserError
 from spear_ros.core.geometry import quat_angle
+from spear_ros.core.resources import share_file
 from spear_ros.data.conversion import (
     ConversionSettings,
     PendingEpisode,
     Source,
+    convert_to_lerobot,
     convert_to_shards,
     throttled,
 )
@@ -277,6 +280,31 @@ rows:
     from spear_ros.data.samples import jpeg_size
 
     assert jpeg_size(sample.external) == (240, 320)
+
+
+def test_a_folder_is_not_filled_further_by_another_map_or_row(recordings, tmp_path):
+    """What the first run did, or gave up on, would silently stay as it was."""
+    topic_map = load_topic_map('bridge')
+    bags = [recordings / 'bridge_rosbag2']
+    convert_to_shards(bag_source(bags, topic_map, 'b'), tmp_path / 'bags', ConversionSettings())
+    gripper = dataclasses.replace(topic_map.gripper, open=0.0, closed=1.0)
+    mended = dataclasses.replace(topic_map, gripper=gripper)
+    with pytest.raises(UserError, match=r'source is .* use another output folder'):
+        convert_to_shards(bag_source(bags, mended, 'b'), tmp_path / 'bags', ConversionSettings())
+    row = load_rows()['bridge_orig']
+    other = dataclasses.replace(row, drop_first=2)
+    renamed = dataclasses.replace(row, traps=('a remark',))
+    described = [rlds_source(recordings / 'bridge_rlds', r).description for r in (row, other)]
+    assert described[0] != described[1]
+    assert rlds_source(recordings / 'bridge_rlds', renamed).description == described[0]
+
+
+def test_a_row_of_another_spec_than_our_lerobot_directory_names_the_field(recordings, tmp_path):
+    source = bag_source([recordings / 'bridge_rosbag2'], load_topic_map('bridge'), 'b')
+    convert_to_lerobot(source, tmp_path, ConversionSettings())
+    rows = load_rows(share_file('config/training/datasets/example_lerobot_franka.yaml'))
+    with pytest.raises(UserError, match=r'action_spec\.embodiment is .widowx_bridge. there'):
+        lerobot_source(tmp_path, next(iter(rows.values())))
 
 
 def test_bags_are_found_in_folders(recordings, tmp_path):

@@ -11,6 +11,7 @@ from spear_ros.core.types import WRIST
 from spear_ros.data.conversion import ConversionSettings, PendingEpisode, Source, convert_to_lerobot
 from spear_ros.data.episodes import ArrayFrames
 from spear_ros.data.lerobot import LeRobotDataset, read_episodes
+from spear_ros.data.lerobot_v21_writer import LeRobotV21Writer
 from spear_ros.data.lerobot_writer import LeRobotEpisode, LeRobotWriter
 from spear_ros.data.rows import DatasetRow, GripperColumn, PoseColumn, find_row, load_rows
 from spear_ros.data.samples import PictureSettings
@@ -214,6 +215,68 @@ def test_the_older_layout_reads_the_same(written, tmp_path):
         assert level(a.cameras['external'].rgb(2)) == pytest.approx(
             level(b.cameras['external'].rgb(2)), abs=4
         )
+
+
+@pytest.fixture
+def written_v21(tmp_path):
+    """The episodes of ``written`` by the writer of the older layout."""
+    root = tmp_path / 'old'
+    with LeRobotV21Writer(root, SPEC, robot_type='WidowX') as writer:
+        for i in range(7):
+            writer.add(episode('ab'[i % 2] + str(i), 4 + i, start=10 * i))
+    return root
+
+
+def test_the_older_layout_is_written_as_published(written_v21):
+    info = json.loads((written_v21 / 'meta' / 'info.json').read_text())
+    assert info['codebase_version'] == 'v2.1'
+    assert (info['total_episodes'], info['total_videos'], info['total_chunks']) == (7, 7, 1)
+    for n in range(7):
+        assert (written_v21 / f'data/chunk-000/episode_{n:06d}.parquet').is_file()
+        camera = 'videos/chunk-000/observation.images.external'
+        assert (written_v21 / f'{camera}/episode_{n:06d}.mp4').is_file()
+    assert info['data_path'].format(episode_chunk=0, episode_index=3).endswith('000003.parquet')
+
+    def lines(name):
+        return [json.loads(t) for t in (written_v21 / 'meta' / name).read_text().splitlines()]
+
+    assert lines('tasks.jsonl') == [
+        {'task_index': 0, 'task': 'task a'},
+        {'task_index': 1, 'task': 'task b'},
+    ]
+    assert lines('episodes.jsonl')[6] == {'episode_index': 6, 'tasks': ['task a'], 'length': 10}
+    stats = lines('episodes_stats.jsonl')
+    assert [s['stats']['action']['count'] for s in stats] == [[4 + n] for n in range(7)]
+    assert stats[2]['stats']['observation.state']['max'][0] == pytest.approx(0.25)
+    assert np.shape(stats[0]['stats']['observation.images.external']['mean']) == (3, 1, 1)
+
+
+def test_both_layouts_that_are_written_hold_the_same_episodes(written, written_v21):
+    new = list(read_episodes(LeRobotDataset(written), CONTRACT))
+    old = list(read_episodes(LeRobotDataset(written_v21), CONTRACT))
+    assert len(old) == len(new) == 7
+    for a, b in zip(new, old, strict=True):
+        assert a.instruction == b.instruction
+        np.testing.assert_array_equal(a.reached.p, b.reached.p)
+        last = len(a.reached.stamps_ns) - 1
+        assert level(b.cameras['external'].rgb(last)) == pytest.approx(
+            level(a.cameras['external'].rgb(last)), abs=4
+        )
+    table = LeRobotDataset(written_v21).columns(3).rows
+    assert table['index'].to_pylist() == list(range(15, 22))
+
+
+def test_a_killed_run_in_the_older_layout_goes_on(tmp_path):
+    writer = LeRobotV21Writer(tmp_path, SPEC, robot_type='WidowX')
+    for i in range(2):
+        writer.add(episode(f'a{i}', 4))
+    with pytest.raises(UserError, match=r"version is 'v2\.1' there and 'v3\.0'"):
+        LeRobotWriter(tmp_path, SPEC, robot_type='WidowX', episodes_per_file=1)
+    writer = LeRobotV21Writer(tmp_path, SPEC, robot_type='WidowX')
+    assert writer.done_keys == {'a0', 'a1'}
+    writer.add(episode('b2', 5))
+    writer.close()
+    assert [e.length for e in LeRobotDataset(tmp_path).episodes] == [4, 4, 5]
 
 
 def test_pictures_inside_of_the_parquet_are_read(written, jpeg):
