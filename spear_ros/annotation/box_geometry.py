@@ -81,7 +81,9 @@ def iou(first: OrientedBox, second: OrientedBox) -> float:
     """Intersection over union of two boxes, 0 .. 1; exact, not sampled."""
     shared = intersection_volume(first, second)
     union = volume(first) + volume(second) - shared
-    return float(np.clip(shared / union, 0.0, 1.0)) if union > 0 else 0.0
+    if union <= 0 or shared < 1e-8 * union:  # a common side has no volume
+        return 0.0
+    return float(min(shared / union, 1.0))
 
 
 def contains(box: OrientedBox, points: FloatArray) -> np.ndarray:

@@ -121,3 +121,14 @@ def test_points_behind_the_camera_have_no_pixel():
     pixels = project(np.array([[0.1, 0.2, 1.0], [0, 0, -1.0], [0, 0, 0.0]]), K)
     np.testing.assert_allclose(pixels[0], [60, 60])
     assert np.isnan(pixels[1:]).all()
+
+
+@given(seeds)
+@settings(deadline=None, max_examples=50)
+def test_a_box_overlaps_itself_wholly_and_its_shifted_half_by_a_third(seed):
+    rng = np.random.default_rng(seed)
+    box = random_box(rng)
+    shift = box.axes[:, 0] * box.extents[0] / 2
+    shifted = OrientedBox(centre=box.centre + shift, axes=box.axes, extents=box.extents)
+    assert iou(box, box) == pytest.approx(1, abs=1e-6)
+    assert iou(box, shifted) == pytest.approx(1 / 3, abs=1e-6)
