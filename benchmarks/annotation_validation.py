@@ -13,6 +13,7 @@ scene lies. Prints one JSON object in the last line.
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,17 +119,27 @@ def point_map(image, depth, K, moge, told):
     return replace(guess, points=guess.points * ratio)
 
 
-def measure(points, things, kind, result):
-    """Add the errors of one scene for one kind of box."""
-    settings, found = BoxSettings(kind=kind), []
+def clouds(points, things):
+    """Points of each object, or the kind of failure; the same for both kinds of box."""
     for thing in things:
-        result['objects'] += 1
         mask = to_working(thing.mask, SIZE, smooth=False)
         try:
-            box = fit_box(object_points(points, mask, settings), settings)
+            yield object_points(points, mask, BoxSettings())
         except AnnotationError as error:
-            failed = result['failures']
-            failed[error.kind.value] = failed.get(error.kind.value, 0) + 1
+            yield error.kind.value
+
+
+def measure(things, found_clouds, kind, result):
+    """Add the errors of one scene for one kind of box."""
+    settings, found = BoxSettings(kind=kind), []
+    for thing, cloud in zip(things, found_clouds, strict=True):
+        result['objects'] += 1
+        try:
+            box = None if isinstance(cloud, str) else fit_box(cloud, settings)
+        except AnnotationError as error:
+            box, cloud = None, error.kind.value
+        if box is None:
+            result['failures'][cloud] = result['failures'].get(cloud, 0) + 1
             continue
         result['centre_m'].append(np.linalg.norm(box.centre - thing.box.centre))
         if thing.is_box:
@@ -199,8 +210,13 @@ def main():
             except AnnotationError:
                 untrusted += 1
                 continue
+            found = list(clouds(points, things))
             for kind in BOX_KINDS:
-                measure(points, things, kind, results[kind])
+                measure(things, found, kind, results[kind])
+            if seed % 10 == 9:
+                done = seed - args.first_seed + 1
+                told_so_far = {k: quantiles(r['iou']) for k, r in results.items()}
+                print(f'{done} scenes: {told_so_far}', file=sys.stderr, flush=True)
     finally:
         viewer.close()
     summary = {
