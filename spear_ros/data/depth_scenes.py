@@ -23,6 +23,8 @@ from spear_ros.data.episodes import decode_image_bytes
 
 UNIT_M = 1e-4
 FAR_M = 65535 * UNIT_M
+SURFACE_STEP = 0.02
+"""Neighbours whose depths differ by less, relatively, lie on one surface."""
 
 
 class DepthPicture(NamedTuple):
@@ -61,6 +63,36 @@ def write_scenes(path: Path, pictures: Sequence[DepthPicture], jpeg_quality: int
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(building, path)
+
+
+def shrink(picture: DepthPicture, size: tuple[int, int], name: str) -> DepthPicture:
+    """Bring a picture to ``size`` (rows, columns), of which its own is a whole multiple.
+
+    Colours are averaged. Depth is, where the pixels that become one lie on one surface; across an
+    edge the nearest counts (no depth in between, where nothing is), and where half of them or more
+    have no depth, there is none.
+
+    Raises:
+        UserError: another size; names it.
+    """
+    rows, columns = picture.depth_m.shape
+    factor = rows // size[0]
+    if factor < 1 or (factor * size[0], factor * size[1]) != (rows, columns):
+        raise UserError(
+            f'{name}: a picture of {columns}x{rows} cannot be brought to {size[1]}x{size[0]}; make '
+            'the scenes with that --size or a whole multiple of it.'
+        )
+    if factor == 1:
+        return picture
+    image = cv2.resize(picture.image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    depth = picture.depth_m.reshape(size[0], factor, size[1], factor).swapaxes(1, 2)
+    depth = depth.reshape(*size, factor * factor)
+    known = depth > 0
+    nearest = np.where(known, depth, np.inf).min(-1)
+    even = known.all(-1) & (depth.max(-1) < (1 + SURFACE_STEP) * nearest)
+    shrunk = np.where(even, depth.mean(-1), nearest)
+    shrunk = np.where(2 * known.sum(-1) > factor * factor, shrunk, 0.0)
+    return DepthPicture(image, shrunk, picture.fov_y_rad)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spear_ros.checkpoints.moge import HEAD_FIELDS
 from spear_ros.checkpoints.moge_export import save_moge
 from spear_ros.core.errors import UserError
-from spear_ros.data.depth_scenes import DepthScenes
+from spear_ros.data.depth_scenes import DepthScenes, shrink
 from spear_ros.networks import moge_geometry
 from spear_ros.networks.moge_head import MogeModel
 from spear_ros.training import moge_losses
@@ -39,14 +39,14 @@ class MogeModule(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses on pictures (B, 3, H, W) with points (B, H, W, 3), valid (B, H, W), focal (B,)."""
         config = self.config
-        points, mask = self.points(image)
+        generator = torch.Generator().manual_seed(seed)
+        points, mask = self.points(image, self._any_tokens(generator))
         with torch.autocast(image.device.type, enabled=False):
             losses = {
                 'global': moge_losses.global_loss(points, truth, valid),
                 'normal': moge_losses.normal_loss(points, truth, valid),
                 'mask': moge_losses.mask_loss(mask, valid),
             }
-            generator = torch.Generator().manual_seed(seed)
             parts = [
                 moge_losses.local_loss(
                     points,
@@ -69,11 +69,15 @@ class MogeModule(nn.Module):
             total = torch.stack([weights[n] * v for n, v in losses.items()]).sum()
         return {'loss': total, **losses}
 
-    def points(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (B, H, W, 3) and raw mask (B, H, W), float32."""
-        tokens = self.config.model.num_tokens(9)
-        points, mask = self.model(image, tokens)
+    def points(self, image: Tensor, tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, H, W, 3) and raw mask (B, H, W), float32; by default at full resolution."""
+        points, mask = self.model(image, tokens or self.config.model.num_tokens(9))
         return points.float(), mask.float()
+
+    def _any_tokens(self, generator: torch.Generator) -> int:
+        """A resolution of the range, one per batch, as published: the encoder serves them all."""
+        low, high = self.config.model.num_tokens_range
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
 
 
 class MogeTask(Task[MogeTrainConfig]):
@@ -109,7 +113,7 @@ class MogeTask(Task[MogeTrainConfig]):
         )
 
     def _load(self, numbers: list[int]) -> Batch:
-        return load_pictures(self.scenes, numbers)
+        return load_pictures(self.scenes, numbers, self.config.image_size)
 
     def inputs(self, batch: Batch, device: torch.device, seed: int) -> Mapping[str, Any]:
         """Augmented pictures and exact points."""
@@ -164,7 +168,7 @@ class MogeTask(Task[MogeTrainConfig]):
         totals: dict[str, float] = {}
         for start in range(0, len(numbers), 16):
             some = numbers[start : start + 16]
-            inputs = point_maps(load_pictures(scenes, some), place.device)
+            inputs = point_maps(load_pictures(scenes, some, self.config.image_size), place.device)
             points, mask = module.points(inputs['image'])
             found = moge_losses.depth_figures(points, inputs['truth'], inputs['valid'])
             agreed = (mask > self.config.model.mask_threshold) == inputs['valid']
@@ -185,9 +189,18 @@ def open_scenes(folders: tuple[str, ...], where: str) -> DepthScenes:
     return DepthScenes([Path(f).expanduser() for f in folders])
 
 
-def load_pictures(scenes: DepthScenes, numbers: list[int]) -> Batch:
-    """Decode pictures into arrays: ``image`` uint8, ``depth_m`` float32, ``fov_y_rad``, ``key``."""
-    pictures = [scenes[i] for i in numbers]
+def load_pictures(scenes: DepthScenes, numbers: list[int], size: tuple[int, int]) -> Batch:
+    """Decode pictures into arrays: ``image`` uint8, ``depth_m`` float32, ``fov_y_rad``, ``key``.
+
+    Args:
+        scenes: pictures of ``size`` or of a whole multiple of it.
+        numbers: which ones.
+        size: (rows, columns) to bring them to.
+
+    Raises:
+        UserError: a picture is damaged or has another size.
+    """
+    pictures = [shrink(scenes[i], size, scenes.names[i]) for i in numbers]
     return {
         'image': np.stack([p.image for p in pictures]),
         'depth_m': np.stack([p.depth_m for p in pictures]).astype(np.float32),

@@ -47,7 +47,12 @@ def test_full_size_has_the_papers_shapes():
 
 @pytest.mark.parametrize(
     ('name', 'low', 'high'),
-    [('spear1_debug', 0, 0.3), ('spear1_tiny', 5, 8.5), ('spear1_small', 25, 35)],
+    [
+        ('spear1_debug', 0, 0.3),
+        ('spear1_nano', 2, 4),
+        ('spear1_tiny', 5, 8.5),
+        ('spear1_small', 25, 35),
+    ],
 )
 def test_small_sizes_are_as_small_as_they_say(name, low, high):
     assert low < millions(build(name)) < high

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from spear_ros.checkpoints.moge import load_moge_model, open_moge
 from spear_ros.core.errors import UserError
-from spear_ros.data.depth_scenes import DepthPicture, DepthScenes, write_scenes
+from spear_ros.data.depth_scenes import DepthPicture, DepthScenes, shrink, write_scenes
 from spear_ros.networks.moge_geometry import recover_focal_shift
 from spear_ros.training import moge_losses
 from spear_ros.training.distributed import Place
 from spear_ros.training.moge_task import MogeTask, load_pictures, mirrored, point_maps
 from spear_ros.training.recipes import change, find_recipe
 from spear_ros.training.trainer import Trainer
+
+SIZE = (84, 112)
 
 
 def room(seed, height=84, width=112):
@@ -48,7 +50,29 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def inputs(scenes):
-    return point_maps(load_pictures(DepthScenes([scenes]), [0, 1, 2]), torch.device('cpu'))
+    return point_maps(load_pictures(DepthScenes([scenes]), [0, 1, 2], SIZE), torch.device('cpu'))
+
+
+def test_a_smaller_picture_has_depth_of_one_surface_only(scenes):
+    whole = DepthScenes([scenes])[0]
+    small = shrink(whole, (SIZE[0] // 2, SIZE[1] // 2), 'a')
+    assert small.image.shape == (SIZE[0] // 2, SIZE[1] // 2, 3)
+    quads = whole.depth_m.reshape(SIZE[0] // 2, 2, SIZE[1] // 2, 2).swapaxes(1, 2)
+    quads = quads.reshape(*small.depth_m.shape, 4)
+    known = quads > 0
+    nearest = np.where(known, quads, np.inf).min(-1)
+    there = small.depth_m > 0
+    np.testing.assert_array_equal(there, known.sum(-1) > 2)
+    assert np.all(small.depth_m[there] >= nearest[there])
+    assert np.all(small.depth_m[there] <= 1.02 * nearest[there])
+    edge = there & (quads.max(-1) > 1.5 * nearest)
+    assert edge.any()
+    np.testing.assert_array_equal(small.depth_m[edge], nearest[edge])
+
+
+def test_a_picture_that_is_no_multiple_is_refused_by_name(scenes):
+    with pytest.raises(UserError, match=r'npz#0: a picture of .* cannot be brought to'):
+        load_pictures(DepthScenes([scenes]), [0], (SIZE[0] - 14, SIZE[1]))
 
 
 def test_depth_and_field_of_view_survive_the_file(scenes):
