@@ -137,7 +137,14 @@ class CommandLog:
 
     def on_group(self, message: Any, info: Mapping[str, int]) -> None:
         """Take an interbotix_xs_msgs/JointGroupCommand, which has no header."""
-        joints, sent = np.array(message.cmd, float), info['source_timestamp']
+        self._add_joints(np.array(message.cmd, float), info['source_timestamp'])
+
+    def on_trajectory(self, message: Any, info: Mapping[str, int]) -> None:
+        """Take a trajectory_msgs/JointTrajectory, whose stamp of zero means now."""
+        (point,) = message.points
+        self._add_joints(np.array(point.positions, float), info['source_timestamp'])
+
+    def _add_joints(self, joints: np.ndarray, sent: int) -> None:
         T = forward(self._spec, joints)
         q = matrix_to_quat(T[:3, :3])
         self._add(Sent(time.monotonic(), sent, sent, T[:3, 3], q, joints))

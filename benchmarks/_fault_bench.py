@@ -137,7 +137,7 @@ class FaultBench:
     """One robot's whole system.
 
     Args:
-        robot: franka or widowx.
+        robot: a file of config/robots with a simulated twin: franka, franka_trajectory, widowx.
         folder: logs and the wiring go here.
         patient: age limits for a loaded machine instead of the shipped ones.
         simulated_time: the nodes follow /clock, which the bench publishes.
@@ -194,8 +194,12 @@ class FaultBench:
     def _connect(self) -> None:
         node, config = self.peer.node, self.config
         if config.franka:
-            self.kind, self.topic = PoseStamped, config.franka.target_pose_topic
-            handler = self.log.on_pose
+            self.topic = config.franka.command_topic
+            if config.franka.command == 'target_pose':
+                self.kind, handler = PoseStamped, self.log.on_pose
+            else:
+                self.kind = messages('trajectory_msgs.msg').JointTrajectory
+                handler = self.log.on_trajectory
         else:
             assert config.widowx is not None
             self.kind = messages('interbotix_xs_msgs.msg').JointGroupCommand

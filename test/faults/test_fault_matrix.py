@@ -24,6 +24,12 @@ ATTEMPTS = 3
 SIMULATED_TIME = ('clock_back', 'clock_leap')
 # These end processes: last, because discovery remembers the dead for a while.
 LAST = ('driver_killed', 'executor_killed')
+# The fall-back of the Franka differs in where commands go, and in who holds the last target.
+TRAJECTORY = (
+    'chunk_huge', 'joints_freeze', 'reflex', 'controller_inactive', 'qos_mismatch',
+    'second_publisher', 'policy_stopped', 'executor_stopped', 'stop_service', 'driver_killed',
+    'executor_killed',
+)  # fmt: skip
 TIMING = (
     Reason.CONTROL_GAP, Reason.JOINTS_STALE, Reason.CAMERA_STALE, Reason.POLICY_SILENT,
     Reason.CHUNK_LATE, Reason.CHUNK_OLD, Reason.GRIPPER_STALE, Reason.DRIVER_LOST,
@@ -37,6 +43,8 @@ def rows():
         for name in (*ordinary, *LAST, *SIMULATED_TIME):
             if robot in FAULTS[name].robots:
                 yield pytest.param(robot, FAULTS[name], id=f'{robot}-{name}')
+    for name in TRAJECTORY:
+        yield pytest.param('franka_trajectory', FAULTS[name], id=f'franka_trajectory-{name}')
 
 
 @pytest.mark.parametrize(('robot', 'fault'), list(rows()))
