@@ -1,0 +1,97 @@
+"""Stop-watches: enough runs, honest percentiles; the state of a card as nvidia-smi tells it."""
+
+import pytest
+import torch
+
+from spear_ros.inference import hardware
+from spear_ros.inference.timing import Budget, capture, time_device, time_host, timing_of
+
+CPU = torch.device('cpu')
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+
+
+def test_a_timing_tells_median_tail_and_ends():
+    timing = timing_of([float(v) for v in range(1, 102)])
+    assert (timing.runs, timing.p50, timing.least, timing.greatest) == (101, 51.0, 1.0, 101.0)
+    assert timing.p99 == pytest.approx(100.0)
+    assert set(timing.as_dict()) == {'runs', 'p50', 'p99', 'least', 'greatest'}
+
+
+@pytest.mark.parametrize('timer', [time_host, lambda f, b: time_device(f, b, CPU)])
+def test_a_slow_function_still_runs_the_least_number_of_times(timer):
+    calls = []
+    timing = timer(lambda: calls.append(1), Budget(seconds=0.0, least=4, warm_up=2))
+    assert timing.runs == 4
+    assert len(calls) == 6  # warm-up runs are not counted
+
+
+def test_a_fast_function_stops_at_the_largest_number_of_runs():
+    calls = []
+    timing = time_host(lambda: calls.append(1), Budget(seconds=3600.0, most=7, warm_up=0))
+    assert timing.runs == len(calls) == 7
+
+
+def test_a_cpu_has_no_graphs_and_says_so():
+    calls = []
+    function, note = capture(lambda: calls.append(1), CPU)
+    assert calls == []
+    function()
+    assert calls == [1]
+    assert 'CPU' in note
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_captured_function_writes_the_same_memory_again():
+    x, y = torch.ones(4, device='cuda'), torch.zeros(4, device='cuda')
+    replay, note = capture(lambda: y.copy_(x * 2), torch.device('cuda'))
+    assert note == ''
+    x.fill_(3.0)
+    replay()
+    assert torch.equal(y.cpu(), torch.full((4,), 6.0))
+    assert time_device(replay, Budget(seconds=0.01), torch.device('cuda')).p50 > 0
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_what_cannot_be_captured_runs_eagerly_and_names_the_reason():
+    x = torch.ones(4, device='cuda')
+    function, note = capture(lambda: x.sum().item(), torch.device('cuda'))
+    assert 'not captured' in note
+    assert function() == 4.0
+
+
+def test_a_line_of_nvidia_smi_becomes_numbers():
+    state = hardware.parse_state(
+        '580.159.04, 1980, 1980, 2619, 34, 121.53, 700.00, 0x0000000000000000'
+    )
+    assert state['driver'] == '580.159.04'
+    assert state['sm_clock_mhz'] == 1980.0
+    assert state['power_w'] == 121.53
+    assert state['slowdown_reasons'] == '0x0000000000000000'
+
+
+def test_what_nvidia_smi_does_not_know_is_left_out():
+    state = hardware.parse_state('580.1, [N/A], 1980, [Not Supported], , 1.0, 2.0, 0x0')
+    assert 'sm_clock_mhz' not in state
+    assert 'memory_clock_mhz' not in state
+    assert 'temperature_c' not in state
+    assert state['sm_clock_max_mhz'] == 1980.0
+
+
+def test_a_cpu_has_no_state_of_a_card_but_a_description():
+    assert hardware.gpu_state(CPU) == {}
+    found = hardware.describe(CPU)
+    assert found['versions']['torch'] == torch.__version__
+    assert found['processor']
+    assert 'gpu' not in found
+    assert hardware.peak_memory_mb(CPU)['host_mb'] > 50
+
+
+def test_the_measured_card_is_a_row_of_the_roofline():
+    budget = Budget(seconds=0.0, least=1, warm_up=0)
+    card, figures = hardware.measure_card(CPU, torch.float32, (8, 16, 8), budget)
+    assert card.tflop_s > 0
+    assert card.gb_s > 0
+    assert 'float32' in card.source
+    assert figures['model_gemm_tflop_s'] > 0
