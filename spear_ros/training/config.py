@@ -201,6 +201,8 @@ class VlmDataConfig:
 
     questions: tuple[str, ...] = ()
     """Folders with ``questions*.jsonl`` and the pictures they name."""
+    mixture: str = ''
+    """Name or file of a mixture whose parts are sources of questions; '' = all count alike."""
     validation: tuple[str, ...] = ()
     text_length: int = 96
     """Tokens of question and answer together."""

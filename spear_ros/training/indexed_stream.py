@@ -21,6 +21,8 @@ class IndexedStream:
         seed: of the order, the same on all processes.
         load: items' numbers to a batch; may raise UserError.
         threads: so many batches are made at the same time, in advance.
+        order: the items' numbers in the order of an epoch, ``count`` of them, some twice or not at
+            all; None = each once, shuffled.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class IndexedStream:
         seed: int,
         load: Callable[[list[int]], Batch],
         threads: int = 2,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         if count < place.world:
             raise UserError(f'{count} items for {place.world} processes; give more data.')
         self._count, self._batch, self._place, self._seed = count, batch, place, seed
         self._load, self._ahead = load, max(2, threads)
+        self._shuffled = order or self._each_once
         self._position = 0
         """Items of this process handed out."""
         self._next = 0
@@ -61,12 +65,11 @@ class IndexedStream:
         share = self._count // self._place.world
         epoch, within = divmod(position, share)
         if self._order[0] != epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            self._order = (
-                epoch,
-                rng.permutation(self._count)[self._place.rank :: self._place.world],
-            )
+            self._order = (epoch, self._shuffled(epoch)[self._place.rank :: self._place.world])
         return int(self._order[1][within])
+
+    def _each_once(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._count)
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch handed out."""

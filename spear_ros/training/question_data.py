@@ -7,10 +7,10 @@ ignores. Lines that miss a field are refused with their number.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Question:
     question: str
     answer: str
     family: str = ''
+    source: str = ''
+    """Name of the data it is from, for mixtures."""
 
 
 def read_questions(folders: Sequence[str], where: str) -> list[Question]:
@@ -71,7 +73,13 @@ def _question(line: str, where: str, folder: Path) -> Question:
         question=fields['question'],
         answer=fields['answer'],
         family=str(data.get('family', '')),
+        source=_source(data),
     )
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    provenance = data.get('provenance')
+    return str(provenance.get('source', '')) if isinstance(provenance, dict) else ''
 
 
 def read_picture(question: Question, size: tuple[int, int]) -> ImageArray:

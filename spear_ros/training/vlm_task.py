@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spear_ros.checkpoints.spear1 import CheckpointContents, save_checkpoint
 from spear_ros.core.errors import UserError
+from spear_ros.data.mixtures import load_mixture
 from spear_ros.networks.gemma import GemmaBlock, Rotary, attend
 from spear_ros.networks.spear1 import PrefixInputs, Spear1Config
 from spear_ros.networks.spear_vlm import SpearVlm, prefix_lm_mask, prefix_positions
@@ -30,6 +31,7 @@ from spear_ros.training.question_data import (
     read_picture,
     read_questions,
 )
+from spear_ros.training.question_mixture import MixedOrder
 from spear_ros.training.start import check_vocabulary, run_tokenizer, spear1_weights
 from spear_ros.training.task import Batch, BatchStream, Task
 from spear_ros.training.vla_module import (
@@ -141,8 +143,17 @@ class VlmTask(Task[VlmConfig]):
         config = self.config
         count = config.batch_size // place.world // config.accumulate
         return IndexedStream(
-            len(self.questions), count, place, config.seed, self._load, config.data.threads
-        )
+            len(self.questions), count, place, config.seed, self._load, config.data.threads,
+            self._order(),
+        )  # fmt: skip
+
+    def _order(self) -> MixedOrder | None:
+        """Shares of the sources, where the configuration names a mixture."""
+        name = self.config.data.mixture
+        if not name:
+            return None
+        sources = [q.source for q in self.questions]
+        return MixedOrder(sources, load_mixture(name), self.config.seed)
 
     def _load(self, numbers: list[int]) -> Batch:
         return self._batch([self.questions[i] for i in numbers])
