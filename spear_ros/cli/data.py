@@ -178,7 +178,11 @@ def _check(args: argparse.Namespace) -> int:
             from spear_ros.data.plots import plot_dataset
 
             numbers = sample_rows(dataset, args.limit, seed=0)
-            path = plot_dataset(dataset.card.name, numbers, dataset.card.spec, stats, args.plots)
+            note = reports[-1].frames
+            if (rates := reports[-1].source.rate_hz) is not None:
+                note += f'\nrecorded at {rates[1]:.2f} Hz ({rates[0]:.2f} to {rates[2]:.2f})'
+            card = dataset.card
+            path = plot_dataset(card.name, numbers, card.spec, stats, args.plots, note)
             print(f'plot: {path}', file=sys.stderr)
     print(format_reports(reports))
     for path in damaged:

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 
 from spear_ros.core.errors import UserError
-from spear_ros.core.geometry import quat_angle, quat_conjugate, quat_log, quat_multiply
-from spear_ros.core.types import FloatArray, NormStats
+from spear_ros.core.geometry import (
+    quat_angle,
+    quat_conjugate,
+    quat_log,
+    quat_multiply,
+    quat_rotate,
+)
+from spear_ros.core.types import ActionSpec, FloatArray, NormStats
 from spear_ros.data.samples import GRIPPER, TARGETS, VALID, P, Q, jpeg_size
 from spear_ros.data.shards import ShardDataset
 from spear_ros.data.statistics import positions, sample_places, translation_deltas
@@ -28,6 +34,11 @@ JUMP_RAD_PER_S = 4.0
 OUTSIDE_SHARE = 0.05
 """More than this share beyond q01..q99 says that the statistics are of other data."""
 MANY_IDLE = 0.5
+FAR_M = 1.3
+"""No arm of the published sets reaches farther from its base."""
+Q99_SIGMAS = 2.326
+"""Between so many standard deviations on both sides lie 98 % of a normal distribution, as between
+q01 and q99."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +81,8 @@ class DatasetReport:
     position_q: FloatArray
     """(3, 3) m."""
     outside: FloatArray
-    """(2, 3) share of deltas and of positions beyond the statistics, by axis; NaN without any."""
+    """(2, 3) share of deltas and of positions beyond the statistics, by axis; NaN without any. For
+    mean and deviation: beyond 2.33 deviations."""
     gripper_open: float
     gripper_between: float
     """Share of target openings between 0.05 and 0.95."""
@@ -86,6 +98,12 @@ class DatasetReport:
     largest_step_m: float
     largest_step_rad: float
     image_age_s: float
+    frames: str
+    """What poses and deltas are of, as the card says."""
+    hand_axes: FloatArray
+    """(3, 3) mean direction of the hand's x, y and z axis (rows) in the base frame."""
+    farthest_m: float
+    """Largest distance of a measured position from the base."""
     source: SourceFacts
     findings: tuple[Finding, ...] = field(default=())
 
@@ -130,9 +148,22 @@ def check_dataset(
         largest_step_m=float(steps_m.max(initial=0.0)),
         largest_step_rad=float(steps_rad.max(initial=0.0)),
         image_age_s=float(np.mean([float(i.get('image_age_s', 0.0)) for i in infos])),
+        frames=describe_frames(spec),
+        hand_axes=_hand_axes(numbers),
+        farthest_m=float(np.linalg.norm(places, axis=1).max(initial=0.0)),
         source=source_facts(dataset),
     )
     return _with_findings(figures, _rotation_spread(numbers))
+
+
+def describe_frames(spec: ActionSpec) -> str:
+    """One line: whose pose, deltas in which frames, against which reference."""
+    turned = ', '.join(f'{c:.3f}' for c in spec.reference_rotation)
+    return (
+        f'{spec.ee_frame} in {spec.base_frame}; translation in {spec.translation_frame}, rotation '
+        f'in {spec.rotation_frame}, relative to {spec.relative_to}; {spec.horizon} knots at '
+        f'{spec.rate_hz:g} Hz; reference rotation wxyz {turned}'
+    )
 
 
 def source_facts(dataset: ShardDataset) -> SourceFacts:
@@ -180,9 +211,12 @@ def _quantiles(values: FloatArray) -> FloatArray:
 
 
 def _outside(values: FloatArray, stats: NormStats | None, which: str) -> FloatArray:
-    if stats is None or stats.kind == 'mean_std' or not len(values):
+    if stats is None or not len(values):
         return np.full(3, np.nan)
-    low, high = getattr(stats, f'{which}_low'), getattr(stats, f'{which}_high')
+    low = np.array(getattr(stats, f'{which}_low'))
+    high = np.array(getattr(stats, f'{which}_high'))
+    if stats.kind == 'mean_std':
+        low, high = low - Q99_SIGMAS * high, low + Q99_SIGMAS * high
     return np.mean((values < low) | (values > high), axis=0)
 
 
@@ -214,6 +248,11 @@ def _steps(numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
     p, q = numbers[..., P], numbers[..., Q]
     metres = np.linalg.norm(np.diff(p, axis=1), axis=-1)
     return metres[valid], quat_angle(q[:, :-1], q[:, 1:])[valid]
+
+
+def _hand_axes(numbers: FloatArray) -> FloatArray:
+    q = numbers[:, 0, Q]
+    return np.stack([quat_rotate(q, axis).mean(axis=0) for axis in np.eye(3)])
 
 
 def _idle(numbers: FloatArray) -> float:
@@ -283,6 +322,12 @@ def _motion_findings(r: DatasetReport, rotation_spread: FloatArray) -> list[Find
                 'rotation encoding, or two episodes in one'
             )
         )
+    if r.farthest_m > FAR_M:
+        findings.append(
+            _error(
+                f'positions lie up to {r.farthest_m:.2f} m from the base: wrong unit or wrong frame'
+            )
+        )
     if r.idle > MANY_IDLE:
         findings.append(_warn(f'{100 * r.idle:.0f} % of the chunks stand still'))
     if r.source.rate_hz is not None and r.source.rate_hz[0] < 0.8 * r.source.rate_hz[1]:
@@ -332,6 +377,10 @@ def format_reports(reports: Sequence[DatasetReport]) -> str:
                 f'  source    poses at {middle:.2f} Hz ({low:.2f} to {high:.2f}), longest hole '
                 f'{r.source.worst_gap_s:.3f} s, {r.source.left_out} episodes left out'
             )
+        lines.append(f'  frames    {r.frames}')
+        for axis, mean in zip('xz', r.hand_axes[[0, 2]], strict=True):
+            shown = ' '.join(f'{c:+.2f}' for c in mean)
+            lines.append(f'  hand      its {axis} axis points on average to {shown} of the base')
         for name, q in (('delta', r.delta_q), ('position', r.position_q)):
             shown = '  '.join(
                 f'{axis} {q[0, i]:+.3f} {q[1, i]:+.3f} {q[2, i]:+.3f}'

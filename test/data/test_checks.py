@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,18 +8,19 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.types import NormStats
 from spear_ros.data.checks import check_dataset, format_reports
 from spear_ros.data.episodes import EncodedFrames, PoseTrack, ValueTrack
+from spear_ros.data.mixtures import Mixture, MixturePart
 from spear_ros.data.plots import plot_dataset
 from spear_ros.data.resampling import ResampleSettings, resample
 from spear_ros.data.samples import PictureSettings, samples_of
 from spear_ros.data.shard_writer import ShardWriter
 from spear_ros.data.shards import DatasetCard, ShardDataset
-from spear_ros.data.statistics import sample_rows
+from spear_ros.data.statistics import compute, sample_rows
 from spear_ros.processing.embodiments import default_action_specs
 
 
 @pytest.fixture
 def shards(tmp_path):
-    def write(episodes):
+    def write(episodes, folder='data'):
         card = DatasetCard(
             name='demo',
             spec=default_action_specs()['widowx_bridge'],
@@ -26,12 +28,12 @@ def shards(tmp_path):
             pictures=PictureSettings(),
             source='x',
         )
-        writer = ShardWriter(tmp_path / 'data', card)
+        writer = ShardWriter(tmp_path / folder, card)
         for episode in episodes:
             steps = resample(episode, ResampleSettings())
             writer.add_episode(episode.key, samples_of(episode, steps, PictureSettings()))
         writer.close()
-        return ShardDataset(tmp_path / 'data')
+        return ShardDataset(tmp_path / folder)
 
     return write
 
@@ -160,3 +162,32 @@ def test_plots_are_written(shards, make_episode, tmp_path):
     path = plot_dataset('demo', sample_rows(data, 100, 0), data.card.spec, None, tmp_path / 'plots')
     assert path.read_bytes().startswith(b'\x89PNG')
     assert path.stat().st_size > 20_000
+
+
+def test_frames_are_told_and_a_wrong_unit_of_positions_is_an_error(shards, make_episode):
+    report = check_dataset(shards([make_episode(f'e{i}', seed=i) for i in range(4)]))
+    assert 'ee_gripper_link in base' in report.frames
+    assert 'relative to chunk_start; 5 knots at 5 Hz' in format_reports([report])
+    np.testing.assert_allclose(np.linalg.norm(report.hand_axes, axis=1), 1.0, atol=0.1)
+    assert report.farthest_m < 0.6
+
+    far = make_episode('far')
+    track = dataclasses.replace(far.reached, p=far.reached.p + np.array([0.0, 2.0, 0.0]))
+    moved = check_dataset(shards([dataclasses.replace(far, reached=track)], 'far'))
+    assert any('wrong unit or wrong frame' in f.text for f in moved.findings)
+
+
+def test_shares_beyond_mean_and_deviation_are_shown_too(shards, make_episode):
+    dataset = shards([make_episode(f'e{i}', seed=i, n=60) for i in range(4)])
+    mixture = Mixture(
+        name='m',
+        weight_is='probability',
+        parts=(MixturePart(dataset=dataset.card.name, weight=1.0, weight_from='ours'),),
+    )
+    stats = compute(mixture, {dataset.card.name: dataset}, 'mean_std')
+    own = check_dataset(dataset, stats)
+    assert (own.outside < 0.05).all()
+    narrow = dataclasses.replace(stats, translation_high=(1e-3, 1e-3, 1e-3))
+    other = check_dataset(dataset, narrow)
+    assert (other.outside[0] > 0.3).all()
+    assert any('translation x lie beyond the statistics' in f.text for f in other.findings)
