@@ -18,7 +18,7 @@ from spear_ros.ros.config import (
 )
 
 
-@pytest.fixture(params=['franka', 'widowx'])
+@pytest.fixture(params=['franka', 'franka_trajectory', 'widowx'])
 def config(request):
     return load_robot_config(request.param)
 
@@ -48,6 +48,14 @@ def test_franka_is_live_fr3_and_simulated_panda():
     live = load_robot_config('franka')
     assert (live.model, live.gripper) == ('fr3', 'robotiq_2f85')
     assert (live.simulated().model, live.simulated().gripper) == ('panda', 'franka_hand')
+
+
+def test_trajectory_file_is_the_franka_with_another_way_for_commands():
+    crisp, fallback = load_robot_config('franka'), load_robot_config('franka_trajectory')
+    assert replace(fallback, franka=crisp.franka) == crisp
+    assert crisp.franka.command_topic == '/target_pose'
+    assert fallback.franka.command_topic == '/fr3_arm_controller/joint_trajectory'
+    assert fallback.franka.controller == 'fr3_arm_controller'
 
 
 def test_finger_joint_carries_the_name_of_the_model():
@@ -109,7 +117,7 @@ def test_motor_profile_needs_half_its_time_for_acceleration():
 
 
 def test_unknown_robot_names_the_known_ones():
-    with pytest.raises(UserError, match='franka, viperx, widowx'):
+    with pytest.raises(UserError, match='franka, franka_trajectory, viperx, widowx'):
         load_robot_config('fanuc')
 
 
