@@ -98,9 +98,8 @@ def annotate_with_ray(
     for finished, row in enumerate(done.iter_rows(), 1):
         if row['problem']:
             raise UserError(row['problem'])
-        record = json.loads(row['record'])
-        lines[row['number']] = json.dumps(record)
-        counts.update(count_record(record))
+        lines[row['number']] = row['record']
+        counts.update(count_record(json.loads(row['record'])))
         counts.update(json.loads(row['counts']))
         progress(finished, len(names))
     assert all(lines), 'a picture without a record'
@@ -123,7 +122,8 @@ def _started(address: str, workers: int) -> Any:
                 ray.init(address=address)
             else:
                 ray.init(num_cpus=workers, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray's own kinds, and a plain one where it starts too slowly
             text = ' '.join(str(error).split())[:120]
-            raise UserError(f'--ray-address {address}: no cluster answers ({text}).') from None
+            which = f'the cluster {address} does not answer' if address else 'Ray does not start'
+            raise UserError(f'--ray: {which} ({text}).') from None
     return ray

@@ -11,6 +11,7 @@ from spear_ros.annotation.boxes import (
     fit_box,
     object_points,
     remove_outliers,
+    require_agreement,
 )
 from spear_ros.annotation.types import AnnotationError, FailureKind, OrientedBox, PointMap
 from spear_ros.core.errors import UserError
@@ -58,6 +59,27 @@ def test_each_way_to_have_no_points_has_its_name():
     few.valid[:] = False
     few.valid[20, 20:30] = True
     assert kind_of(lambda: object_points(few, mask, BoxSettings())) is FailureKind.TOO_FEW_POINTS
+
+
+@pytest.mark.parametrize(
+    ('box', 'fits'),
+    [
+        ((10, 5, 40, 45), True),
+        ((8, 3, 42, 47), True),
+        ((5, 10, 45, 40), False),  # x and y exchanged
+        ((50, 5, 79, 45), False),
+        ((0, 0, 80, 60), False),
+        ((10, 5, 25, 45), False),
+    ],
+)
+def test_a_mask_that_is_not_of_its_box_is_refused(box, fits):
+    mask = np.zeros((60, 80), bool)
+    mask[5:45, 10:40] = True
+    mask[0, 79] = True  # a stray pixel is no reason
+    if fits:
+        require_agreement(mask, box, BoxSettings())
+        return
+    assert kind_of(lambda: require_agreement(mask, box, BoxSettings())) is FailureKind.BAD_MASK
 
 
 def test_flying_points_are_removed():

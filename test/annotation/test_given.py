@@ -59,9 +59,18 @@ def test_points_of_given_depth_project_to_their_pixels(tmp_path, image):
 
 @pytest.mark.parametrize(
     'change',
-    [{'scale': 'feet'}, {'K': np.zeros((3, 3))}, {'depth': np.ones((60, 80))}, {'K': np.eye(2)}],
+    [
+        {'scale': 'feet'},
+        {'K': np.zeros((3, 3))},
+        {'depth': np.ones((60, 80))},
+        {'K': np.eye(2)},
+        {'K': np.full((3, 3), 'a')},
+        {'depth': np.full((60, 120), 'b')},
+        {'K': np.array(None)},
+        {'depth': np.full((60, 120), 1200.0)},
+    ],
 )
-def test_wrong_depth_is_refused(tmp_path, image, change):
+def test_wrong_depth_and_millimetres_are_refused(tmp_path, image, change):
     depth = GivenDepth(tmp_path)
     assert kind_of(lambda: depth.estimate(image)) is FailureKind.NOTHING_GIVEN
     np.savez(

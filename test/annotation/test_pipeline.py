@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from spear_ros.annotation.detectors import ReplayDetector
 from spear_ros.annotation.given import GivenDepth, GivenMasks
@@ -12,6 +14,7 @@ from spear_ros.annotation.output import OutputSettings, load_bins, write_output
 from spear_ros.annotation.pipeline import (
     Stages,
     annotate_folder,
+    count_unasked,
     read_records,
     record_name,
 )
@@ -173,6 +176,9 @@ def test_bad_input_is_counted_by_kind_and_the_rest_labelled(data):
     mask[:, 85:][mask[:, 85:] == 2] = 0
     mask[50:55, 120:125] = 2
     cv2.imwrite(str(data / 'masks' / 'small.png'), mask)
+    boxes = json.loads((data / 'boxes' / 'small.json').read_text())
+    boxes['boxes'][1]['box_xyxy'] = [120, 50, 125, 55]
+    (data / 'boxes' / 'small.json').write_text(json.dumps(boxes))
     counts = annotate(data)
     expected = {
         'image:not_an_image': 1, 'image:too_small': 1, 'image:nothing_given': 1,
@@ -185,6 +191,101 @@ def test_bad_input_is_counted_by_kind_and_the_rest_labelled(data):
     assert report['counts']['image:no_question'] == 3  # blind, twins, flat
     asked = [q.question for q in read_questions([str(data / 'out/train')], 'x')]
     assert not [q for q in asked if 'mug' in q]
+
+
+def test_boxes_with_x_and_y_exchanged_get_no_label(data):
+    """The numbers alone do not show it; the masks do."""
+    for path in (data / 'boxes').glob('*.json'):
+        boxes = json.loads(path.read_text())
+        for box in boxes['boxes']:
+            x0, y0, x1, y1 = box['box_xyxy']
+            box['box_xyxy'] = [y0, x0, y1, x1]
+        path.write_text(json.dumps(boxes))
+    counts = annotate(data)
+    assert counts['objects'] == 0
+    assert counts['object:bad_mask'] + counts['object:bad_box'] == 24
+    with pytest.raises(UserError, match='no question'):
+        write(data)
+
+
+def test_pictures_as_they_come_are_opened_or_counted(data):
+    """The same scene in every form that a folder may hold; labels are those of the plain file."""
+    write_picture(data, 'plain', np.random.default_rng(3))
+    plain = Image.open(data / 'images' / 'plain.png').convert('RGB')
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    good = {
+        'cmyk.jpg': (plain.convert('CMYK'), {}),
+        'grey16.png': (Image.fromarray(np.asarray(plain.convert('L')).astype(np.uint16) * 257), {}),
+        'exif.jpg': (plain.transpose(Image.Transpose.ROTATE_90), {'exif': turned}),
+        'palette.png': (plain.convert('P'), {}),
+    }
+    for name, (picture, options) in good.items():
+        picture.save(data / 'images' / name, **options)
+        for folder, suffix in (('boxes', '.json'), ('masks', '.png'), ('depth', '.npz')):
+            source = (data / folder / 'plain').with_suffix(suffix)
+            shutil.copy(source, (data / folder / name).with_suffix(suffix))
+    (data / 'images' / 'cut.jpg').write_bytes((data / 'images/cmyk.jpg').read_bytes()[:900])
+    (data / 'images' / 'note.txt').write_text('by Anna')
+    (data / 'images' / 'empty.png').write_bytes(b'')
+    (data / 'images' / 'video.mp4').write_bytes(b'\0\0\0 ftypisom' + bytes(90))
+    Image.new('1', (20000, 20000)).save(data / 'images' / 'bomb.png')
+    counts = annotate(data)
+    assert (counts['images'], counts['annotated'], counts['objects']) == (22, 17, 34)
+    failed = {k: n for k, n in counts.items() if k.startswith(('image:', 'object:'))}
+    assert failed == {'image:not_an_image': 3, 'image:damaged_image': 1, 'image:too_large': 1}
+    records = {r['name']: r for r in read_records(data / 'out')}
+    for name in good:
+        assert records[name]['objects'] == records['plain.png']['objects']
+
+
+def test_pictures_that_would_share_their_labels_are_refused(data, capsys):
+    Image.open(data / 'images' / 'p00.png').save(data / 'images' / 'p00.jpg')
+    folders = [f'--{name}={data / name}' for name in ('boxes', 'masks', 'depth')]
+    assert main(['annotate', str(data / 'images'), f'--out={data / "out"}', *folders]) == 2
+    assert 'p00.jpg and p00.png would share' in capsys.readouterr().err
+
+
+def test_a_set_may_take_the_bins_of_another_one(data):
+    annotate(data)
+    write(data)
+    rng = np.random.default_rng(8)
+    for i in range(3):
+        write_picture(data, f'more{i}', rng)
+    annotate(data, out='robot')
+    write(data, out='robot')
+    theirs = data / 'out' / 'bins.json'
+    assert load_bins(data / 'robot' / 'bins.json') != load_bins(theirs)
+    report = write(data, out='robot', bins=theirs)
+    assert load_bins(data / 'robot' / 'bins.json') == load_bins(theirs)
+    assert report['bins'] == 'given: bins.json'
+    write_picture(data, 'affine', rng, scale='affine')
+    annotate(data, out='robot')
+    with pytest.raises(UserError, match='bins of metric lengths'):
+        write(data, out='robot', bins=theirs, scale='affine')
+
+
+def test_only_pictures_without_a_stored_answer_are_priced(data):
+    names = find_images(data / 'images')
+    (data / 'images' / 'copy.png').write_bytes((data / 'images' / 'p00.png').read_bytes())
+    given = stages(data)
+
+    class Asked:
+        name = 'detect-asked'
+
+        def settings(self):
+            return {'version': 1}
+
+        def detect(self, image):
+            return given.detector.detect(image)
+
+    def unasked(names):
+        images = data / 'images'
+        return count_unasked(images, names, IMAGES, Asked.name, Asked().settings(), data / 'out')
+
+    assert unasked([*names, 'copy.png', 'gone.png']) == 12
+    annotate_folder(data / 'images', names[:5], stages(data, detector=Asked()), data / 'out')
+    assert unasked(names) == 7
 
 
 def test_metric_and_affine_pictures_are_never_mixed_silently(data):

@@ -7,6 +7,7 @@ from spear_ros.annotation.box_geometry import vertices
 from spear_ros.annotation.questions import (
     N_TOKENS,
     TEMPLATES,
+    ambiguous,
     answer_text,
     askable,
     fit_bins,
@@ -73,6 +74,13 @@ def test_a_class_with_several_instances_is_never_asked_about():
         'pan'
     }
     assert make_pairs(picture(1, [])) == []
+
+
+def test_a_name_that_fits_two_things_is_not_asked_about():
+    things = [thing('mug', (0, 0, 1)), thing('red mug', (0.3, 0, 1)), thing('smug', (0, 0.2, 2))]
+    assert [o.label for o in askable(picture(1, things))] == ['red mug', 'smug']
+    assert ambiguous(['mug', 'red mug', 'mug']) == {'mug': '2 of them'}
+    assert ambiguous(['mug', 'red mug']) == {'mug': 'there is a red mug as well'}
 
 
 def test_answers_say_what_was_measured(pictures):
