@@ -13,7 +13,8 @@ from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
-from spear_ros.ros.drivers.widowx import EffortGuard, RegisterWatch, SetUp, WidowxDriver, error_text
+from spear_ros.ros.drivers.widowx import EffortGuard, WidowxDriver
+from spear_ros.ros.drivers.widowx_services import RegisterWatch, SetUp, error_text
 
 SRVS = 'interbotix_xs_msgs.srv'
 HARDWARE, CONTROLLER = 'FrankaHardwareInterface', 'cartesian_impedance_controller'
