@@ -51,7 +51,7 @@ def score(items: Sequence[Judged]) -> dict[str, dict[str, float]]:
     Raises:
         UserError: lengths of two scale types.
     """
-    scales = {i.scale_type for i in items if i.family != 'projection'}
+    scales = {i.scale_type for i in items if i.scale_type}
     if len(scales) > 1:
         raise UserError(
             f'lengths of the scale types {" and ".join(sorted(scales))} have no common error; '

@@ -6,6 +6,7 @@
     config.json                 sizes, ActionSpec per embodiment, image fit, origin, hashes, id
     norm_stats.json             the ONE NormStats
     tokenizer.json              ids are derived from this file alone
+    spatial_bins.json           of a SPEAR-VLM only: what its 3-D tokens mean, and the scale type
 
 ``checkpoint_id`` is the first 12 hex digits of the SHA-256 over ``config.json`` (without the id),
 which itself holds the SHA-256 of every other file: two checkpoints with one id are the same bytes,
@@ -44,6 +45,7 @@ FORMAT_VERSION = 1
 CONFIG = 'config.json'
 NORM_STATS = 'norm_stats.json'
 TOKENIZER = 'tokenizer.json'
+SPATIAL_BINS = 'spatial_bins.json'
 WEIGHTS = 'model'
 
 MAX_JSON_BYTES = 4 << 20
@@ -84,6 +86,8 @@ class CheckpointContents:
     trained: bool = False
     ema: bool = False
     recipe: str = ''
+    spatial_bins: Path | None = None
+    """A table of bins to copy; None: nobody will ask this model questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +301,11 @@ def _write_rest(folder: Path, contents: CheckpointContents, files: dict[str, str
     shutil.copyfile(contents.tokenizer, folder / TOKENIZER)
     _write_json(folder / NORM_STATS, to_mapping(contents.stats))
     files = dict(files)
-    for name in (TOKENIZER, NORM_STATS):
+    small = [TOKENIZER, NORM_STATS]
+    if contents.spatial_bins is not None:
+        shutil.copyfile(contents.spatial_bins, folder / SPATIAL_BINS)
+        small.append(SPATIAL_BINS)
+    for name in small:
         files[name] = file_sha256(folder / name)
     config = CheckpointConfig(
         format_version=FORMAT_VERSION,

@@ -6,6 +6,7 @@ package. This one has the same rules (byte fallback, space as U+2581, the same s
 """
 
 import json
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -41,10 +42,13 @@ _QUESTIONS = (
 )  # fmt: skip
 
 
-def build_small_tokenizer(path: Path | str) -> Path:
+def build_small_tokenizer(
+    path: Path | str, sentences: Iterable[str] = (), pieces: int = BASE_PIECES
+) -> Path:
     """Train on a fixed list of sentences and write ``tokenizer.json``; always the same bytes.
 
-    Rows: 512 pieces, 1024 ``<locNNNN>``, ``<image>``, 1024 ``<3dNNNN>``.
+    Rows: 512 pieces, 1024 ``<locNNNN>``, ``<image>``, 1024 ``<3dNNNN>``. Other ``sentences`` and
+    more ``pieces`` make a tokenizer that spends fewer tokens on just those.
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token='<unk>'))
     tokenizer.normalizer = normalizers.Replace(' ', '▁')
@@ -53,12 +57,12 @@ def build_small_tokenizer(path: Path | str) -> Path:
         [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = BpeTrainer(
-        vocab_size=BASE_PIECES,
+        vocab_size=pieces,
         special_tokens=[*_CONTROL, *_BYTES],
         show_progress=False,
         initial_alphabet=[*'abcdefghijklmnopqrstuvwxyz0123456789.,?\n', '▁'],
     )
-    tokenizer.train_from_iterator(_sentences(), trainer)
+    tokenizer.train_from_iterator(list(sentences) or _sentences(), trainer)
     # Byte pieces are ordinary vocabulary: as added tokens they would be matched in plain text.
     state = Tokenizer.from_str(_without_added_bytes(tokenizer))
     added = [LOC_TOKEN.format(i) for i in range(1024)] + [IMAGE_TOKEN, *spatial_tokens()]

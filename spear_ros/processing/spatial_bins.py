@@ -6,7 +6,9 @@ that each token is used about equally often (arXiv 2511.17411): bin edges are qu
 (:meth:`SpatialBins.fit`) or of a normal distribution (:meth:`SpatialBins.normal`).
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -17,6 +19,8 @@ from spear_ros.core.types import FloatArray
 from spear_ros.processing.tokens import N_SPATIAL_TOKENS
 
 MIN_SAMPLES_PER_BIN = 4
+SCALE_TYPES = ('affine', 'metric')
+"""Of lengths: metres, or another unknown unit in every picture. Never mixed in one table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,3 +89,21 @@ class SpatialBins:
         """Mean absolute difference between values and what their tokens decode to."""
         x = np.asarray(x, float)
         return float(np.abs(self.decode(self.encode(x)) - x).mean())
+
+
+def read_bins(path: Path) -> tuple[SpatialBins, str]:
+    """A table of bins (``bins.json``, in checkpoints ``spatial_bins.json``) and its scale type.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+        scale = data['scale_type']
+        if scale not in SCALE_TYPES:
+            raise ValueError(f'scale_type {scale!r}')
+        bins = SpatialBins(edges=tuple(data['edges']), centres=tuple(data['centres']))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = ' '.join(str(getattr(error, 'strerror', None) or error).split())[:120]
+        raise UserError(f'{path}: no table of bins ({text}); annotate again.') from None
+    return bins, scale

@@ -74,21 +74,30 @@ class TextTokenizer:
         if self.ids.image is not None:
             self._special.add(self.ids.image)
 
-    def instruction(self, text: str, buckets: Sequence[int] = DEFAULT_BUCKETS) -> TextTokens:
+    def instruction(
+        self, text: str, buckets: Sequence[int] = DEFAULT_BUCKETS, *, reserved: bool = False
+    ) -> TextTokens:
         """Encode ``[bos] text [\\n]`` and pad to the smallest bucket that holds it.
+
+        ``reserved`` lets a text speak of places and lengths in tokens, as training data may.
 
         Raises:
             UserError: empty, too long, or spelling out a token that the model reserves.
         """
         clean = clean_instruction(text)
         ids = self._encode(clean)
-        reserved = self._reserved(ids)
-        if reserved:
+        found = '' if reserved else self._reserved(ids)
+        if found:
             raise UserError(
-                f'instruction {clean[:80]!r} contains "{reserved}", which the model reserves; '
+                f'instruction {clean[:80]!r} contains "{found}", which the model reserves; '
                 'leave it out.'
             )
         return pad_right([self.ids.bos, *ids, *self._newline], self.ids.pad, buckets)
+
+    def plain_ids(self) -> NDArray[np.int64]:
+        """Ids of ordinary pieces of text: neither control tokens, numbers nor images."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return np.array(sorted(set(ids) - self._special), np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included (for tests, logs and question answering)."""

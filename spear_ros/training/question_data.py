@@ -2,8 +2,10 @@
 
 A folder holds ``questions*.jsonl``, one JSON object per line: ``image`` (path of a JPEG or PNG,
 relative to the folder), ``question``, ``answer`` (text; coordinates as ``<3dNNNN>`` and
-``<locNNNN>`` tokens), and optionally ``key``, ``family``, ``scale_type`` and more, which training
-ignores. Lines that miss a field are refused with their number.
+``<locNNNN>`` tokens), and optionally ``key``, and for evaluation ``family``, ``objects`` and
+``values`` (groups of the numbers behind the tokens); training ignores these and all others. Lines
+that miss a field are refused with their number. ``bins.json``, in the folder or above it, says what
+the 3-D tokens mean; it goes into the checkpoint, so all folders of a run must share one.
 """
 
 import json
@@ -20,9 +22,11 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.types import ImageArray
 from spear_ros.data.episodes import decode_image_bytes
 from spear_ros.data.loader import resize_cover
+from spear_ros.processing.spatial_bins import read_bins
 from spear_ros.processing.tokens import TextTokenizer, clean_instruction
 
 NO_TARGET = -100
+BINS = 'bins.json'
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,9 @@ class Question:
     family: str = ''
     source: str = ''
     """Name of the data it is from, for mixtures."""
+    objects: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+    """True numbers of the answer in the order of its tokens, () = not known."""
 
 
 def read_questions(folders: Sequence[str], where: str) -> list[Question]:
@@ -74,7 +81,47 @@ def _question(line: str, where: str, folder: Path) -> Question:
         answer=fields['answer'],
         family=str(data.get('family', '')),
         source=_source(data),
+        objects=tuple(map(str, data.get('objects', ()))),
+        values=_values(data.get('values', ()), where),
     )
+
+
+def _values(groups: object, where: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(v) for group in groups for v in group)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise UserError(f'{where}: values must be groups of numbers; remove or mend it.') from None
+
+
+def find_bins(folders: Sequence[str], where: str) -> Path:
+    """The one table of bins that all folders share.
+
+    Raises:
+        UserError: a folder has none, or two differ.
+    """
+    found: Path | None = None
+    for folder in (Path(f).expanduser() for f in folders):
+        file = next((p / BINS for p in (folder, folder.parent) if (p / BINS).is_file()), None)
+        if file is None:
+            raise UserError(
+                f'{where}: {folder} has no {BINS}, nor has the folder above it; its 3-D tokens '
+                'mean nothing without, annotate it again.'
+            )
+        if found is None:
+            read_bins(file)
+            found = file
+        elif not same_bins(file, found):
+            raise UserError(
+                f'{where}: {found} and {file} differ, the same token would mean two lengths; '
+                'train on folders of one annotation run.'
+            )
+    assert found is not None, 'read_questions refuses an empty list'
+    return found
+
+
+def same_bins(first: Path, second: Path) -> bool:
+    """Whether two tables give every 3-D token the same length and scale type."""
+    return read_bins(first) == read_bins(second)
 
 
 def _source(data: Mapping[str, Any]) -> str:
@@ -122,7 +169,7 @@ def encode_questions(
     targets = np.full(shape, NO_TARGET, np.int64)
     longest = 0
     for row, pair in enumerate(pairs):
-        asked = tokenizer.instruction(clean_instruction(pair.question), (length,))
+        asked = tokenizer.instruction(clean_instruction(pair.question), (length,), reserved=True)
         prompt = asked.ids[asked.mask].tolist()
         reply = [*tokenizer.encode(pair.answer), tokenizer.ids.eos]
         total = len(prompt) + len(reply)

@@ -12,6 +12,7 @@ from spear_ros.data.samples import PictureSettings, Sample
 from spear_ros.data.shard_writer import ShardWriter
 from spear_ros.data.shards import DatasetCard
 from spear_ros.processing.embodiments import default_action_specs
+from spear_ros.processing.spatial_bins import SpatialBins
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -88,4 +89,11 @@ def questions(tmp_path_factory):
         )
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     (folder / 'questions.jsonl').write_text(text)
+    write_bins(folder / 'bins.json')
     return str(folder)
+
+
+def write_bins(path, mean=0.5, scale='metric'):
+    bins = SpatialBins.normal(mean, 0.3)
+    data = {'scale_type': scale, 'edges': bins.edges, 'centres': bins.centres}
+    path.write_text(json.dumps(data))
