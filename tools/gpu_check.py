@@ -53,20 +53,22 @@ class Step:
     limit_s: float
 
 
-def steps(device: str, size: str, seconds: float) -> list[Step]:
-    """Return the plan; the limits add up to less than eight minutes."""
+def steps(device: str, size: str, seconds: float, longer: float = 1.0) -> list[Step]:
+    """Return the plan; the limits add up to less than eight minutes, times ``longer``."""
     python = sys.executable
     on_gpu = device != 'cpu'
     common = ('--size', size, '--device', device)
     pytest = ('-m', 'pytest', '-m', 'gpu', '-q', '-ra', '-p', 'no:cacheprovider', *test_files())
-    peers = ('benchmarks/compare_peers.py', *common, '--seconds', str(seconds), '--total', '165')
+    total = str(165 * longer)
+    each = str((120 if on_gpu else 60) * longer)
+    peers = ('benchmarks/compare_peers.py', *common, '--seconds', str(seconds), '--total')
     benchmark = ('benchmark', *common, '--seconds', str(seconds), '--buckets', '--costs')
     return [
-        Step('environment', (python, '-c', ENVIRONMENT, device), 40),
-        Step('tests', (python, *pytest), 90),
-        Step('accuracy', (python, 'benchmarks/engine_accuracy.py', *common), 70),
-        Step('benchmark', (python, '-m', 'spear_ros.cli.main', *benchmark), 85),
-        Step('compare', (python, *peers, '--limit', '120' if on_gpu else '60'), 175),
+        Step('environment', (python, '-c', ENVIRONMENT, device), 40 * longer),
+        Step('tests', (python, *pytest), 90 * longer),
+        Step('accuracy', (python, 'benchmarks/engine_accuracy.py', *common), 70 * longer),
+        Step('benchmark', (python, '-m', 'spear_ros.cli.main', *benchmark), 85 * longer),
+        Step('compare', (python, *peers, total, '--limit', each), 175 * longer),
     ]
 
 
@@ -203,7 +205,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='check and time the policy on the GPU at hand')
     default = os.environ.get('OUT') or str(ROOT / 'out' / 'gpu_check')
     parser.add_argument('--out', type=Path, default=Path(default), help='folder for the results')
-    parser.add_argument('--minutes', type=float, default=MINUTES, help='for everything')
+    parser.add_argument(
+        '--minutes', type=float, default=MINUTES, help='for everything; above 8 every step has more'
+    )
     parser.add_argument('--rehearse', action='store_true', help='on a CPU, the smallest size')
     parser.add_argument('--size', default='', help='default spear1; in a rehearsal spear1_debug')
     parser.add_argument('--only', default='', help='steps by comma')
@@ -252,7 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device = 'cpu' if args.rehearse else 'cuda'
     size = args.size or ('spear1_debug' if args.rehearse else 'spear1')
-    plan = steps(device, size, 0.2 if args.rehearse else 1.5)
+    longer = max(1.0, args.minutes / MINUTES)
+    plan = steps(device, size, 0.2 if args.rehearse else 1.5, longer)
     chosen = [name for name in args.only.split(',') if name]
     unknown = set(chosen) - {step.name for step in plan}
     if unknown:
