@@ -60,9 +60,7 @@ class ChunkInputs:
     def shape(self) -> ChunkShape:
         """The shape of the buffers that these inputs fit into."""
         wrist = None if self.wrist is None else (self.wrist.shape[0], self.wrist.shape[1])
-        return ChunkShape(
-            len(self.tokens), (self.external.shape[0], self.external.shape[1]), wrist
-        )
+        return ChunkShape(len(self.tokens), (self.external.shape[0], self.external.shape[1]), wrist)
 
 
 class CacheLayout(NamedTuple):

@@ -61,6 +61,9 @@ class FusedSpear1:
 
     def make_buffers(self, shape: ChunkShape) -> ChunkBuffers:
         """Allocate the static memory of a shape."""
+        rows = cache_layout(self.config, shape).rows
+        if rows > len(self.rotary):
+            self.rotary = self.ops.rotary_table(rows)
         return ChunkBuffers(self.weights, shape, self.rotary)
 
     @property
@@ -141,9 +144,7 @@ class FusedSpear1:
         count = b.inputs['committed_mask'][:, None]
         factors = b.rotary.index_select(0, b.inputs['positions'][layout.suffix : layout.end])
         bias = b.inputs['key_bias'].to(self.weights.compute)
-        proprio = ops.linear(
-            b.inputs['proprio'][None].to(self.weights.compute), expert.proprio_in
-        )
+        proprio = ops.linear(b.inputs['proprio'][None].to(self.weights.compute), expert.proprio_in)
         actions = noise
         for i in range(self.weights.steps):
             x = ops.embed_actions(actions, i, expert)
@@ -219,7 +220,7 @@ class FusedSpear1:
         qkv = ops.linear(ops.add_layer_norm(x, y, layer.norm1), layer.qkv)
         a = [
             _attend_picture(part, weights.heads)
-            for part in qkv.split([s for s in self._split(weights, len(x))])
+            for part in qkv.split(self._split(weights, len(x)))
         ]
         y = ops.linear(a[0] if len(a) == 1 else torch.cat(a), layer.out)
         h = ops.linear(ops.add_layer_norm(x, y, layer.norm2), layer.up)
@@ -234,7 +235,7 @@ class FusedSpear1:
         heads = self.config.language.heads // self.config.language.kv_heads
         tokens = self.config.suffix_tokens
         mask = bias.repeat(tokens, 1)
-        mask[0, b.layout.actions :] = float('-inf')
+        mask[0, b.layout.actions :].fill_(float('-inf'))
         return mask[:, None].expand(-1, heads, -1).reshape(1, 1, tokens * heads, -1)
 
     def _run_expert(self, x: Tensor, b: ChunkBuffers, factors: Tensor, mask: Tensor) -> Tensor:

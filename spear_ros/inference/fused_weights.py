@@ -200,9 +200,7 @@ class _Folder:
         first = encoder.cls_token.float()[None]
         return VitWeights(
             patch=self._computed(patch),
-            start=tuple(
-                self._computed(torch.cat([t[:1] + first, t[1:] + bias])) for t in tables
-            ),
+            start=tuple(self._computed(torch.cat([t[:1] + first, t[1:] + bias])) for t in tables),
             layers=tuple(self._vit_layer(b) for b in encoder.blocks),  # type: ignore[arg-type]
             heads=self.config.moge.heads,
             gelu='none',

@@ -57,8 +57,7 @@ class TorchOps:
         # Constants on the device, made once: a call must not copy from the host.
         widths = (weights.config.language.width, weights.config.expert.width)
         self._floors = {
-            d: torch.full((), (d * self.config.norm_eps) ** 0.5, device=self.device)
-            for d in widths
+            d: torch.full((), (d * self.config.norm_eps) ** 0.5, device=self.device) for d in widths
         }
         self._scratch: Tensor | None = None
 

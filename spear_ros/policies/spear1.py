@@ -75,6 +75,13 @@ class Spear1Options:
     """Euler steps of the flow; 0 = the checkpoint's own."""
     capture_graph: bool = True
     """Record CUDA graphs."""
+    allow_eager: bool = False
+    """Run several times slower, with a warning, where graphs cannot be recorded; else refuse."""
+    kernels: Literal['auto', 'triton', 'torch'] = 'auto'
+    """``auto`` is Triton on GPUs that can run it."""
+    external_camera: tuple[int, int] = (480, 640)
+    """Rows and columns of the pictures that graphs are recorded for at activation."""
+    wrist_camera: tuple[int, int] = (480, 640)
     wrist: bool = True
     """Use the wrist camera where there is one."""
 
@@ -83,7 +90,7 @@ class Spear1Options:
 class _Parts:
     """What a policy is made of, whether loaded or drawn."""
 
-    model: Spear1
+    model: Spear1 | None
     spec: ActionSpec
     stats: NormStats
     tokenizer: TextTokenizer
@@ -113,7 +120,14 @@ def create(
             f'checkpoint {checkpoint} and untrained "{chosen.untrained}" exclude each other; give '
             'one of them.'
         )
-    settings = EngineSettings(steps=chosen.steps, capture_graph=chosen.capture_graph)
+    settings = EngineSettings(
+        steps=chosen.steps,
+        capture_graph=chosen.capture_graph,
+        allow_eager=chosen.allow_eager,
+        kernels=chosen.kernels,
+        external_camera=chosen.external_camera,
+        wrist_camera=chosen.wrist_camera,
+    )
     if chosen.untrained:
         parts = _draw(chosen.untrained, robot, settings)
     else:
@@ -140,11 +154,13 @@ class Spear1Policy:
     def __init__(
         self, parts: _Parts, *, seed: int, device: torch.device, options: Spear1Options
     ) -> None:
-        self._parts = parts
         self._seed = seed
         self._use_wrist = options.wrist
-        self._engine = Engine(parts.model, device, parts.settings)
-        self._info = _describe(parts, device, options.wrist, self._engine.captures)
+        details = _details(parts, device)
+        self._engine = Engine(parts.model, device, parts.settings, consume=True)
+        details['graphs'] = 'captured' if self._engine.captures else 'none'
+        self._parts = replace(parts, model=None)  # the engine has fused and emptied it
+        self._info = _describe(parts, options.wrist, details)
         self._text: tuple[str, TextTokens] | None = None
         self.last_times: StageTimes | None = None
         """Stages of the newest chunk, for benchmarks and status."""
@@ -156,6 +172,13 @@ class Spear1Policy:
     def warm_up(self) -> None:
         """Record every graph (CUDA), or run once (CPU)."""
         self._engine.warm_up(wrist=self._use_wrist)
+        graphs = 'captured' if self._engine.captures else 'none'
+        self._info = replace(self._info, details={**self._info.details, 'graphs': graphs})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What runs slower than it could, one sentence each; shown in the status."""
+        return tuple(self._engine.warnings)
 
     def reset(self) -> None:
         """Forget the episode's instruction; nothing else is remembered."""
@@ -281,24 +304,27 @@ def _check_vocabulary(tokenizer: TextTokenizer, config: Spear1Config, where: obj
         )
 
 
-def _describe(parts: _Parts, device: torch.device, wrist: bool, captures: bool) -> PolicyInfo:
-    parameters = sum(p.numel() for p in parts.model.parameters())
+def _details(parts: _Parts, device: torch.device) -> dict[str, str]:
+    assert parts.model is not None
     weight = next(parts.model.parameters())
+    return {
+        'parameters': f'{sum(p.numel() for p in parts.model.parameters()) / 1e6:.1f} M',
+        'dtype': str(weight.dtype).removeprefix('torch.'),
+        'device': str(device),
+        'steps': str(parts.settings.steps or parts.model.config.flow.steps),
+        'image_fit': parts.settings.image_fit,
+        'recipe': parts.recipe,
+    }
+
+
+def _describe(parts: _Parts, wrist: bool, details: dict[str, str]) -> PolicyInfo:
     return PolicyInfo(
         name=NAME,
         checkpoint_id=parts.checkpoint_id,
         spec=parts.spec,
         cameras=(EXTERNAL, WRIST) if wrist else (EXTERNAL,),
         trained=parts.trained,
-        details={
-            'parameters': f'{parameters / 1e6:.1f} M',
-            'dtype': str(weight.dtype).removeprefix('torch.'),
-            'device': str(device),
-            'steps': str(parts.settings.steps or parts.model.config.flow.steps),
-            'image_fit': parts.settings.image_fit,
-            'graphs': 'captured' if captures else 'none',
-            'recipe': parts.recipe,
-        },
+        details=details,
     )
 
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_ros.core.errors import UserError
-from spear_ros.inference.denoiser import ChunkShape
+from spear_ros.inference import engine as engine_module
+from spear_ros.inference.chunk_buffers import ChunkShape
+from spear_ros.inference.denoiser import OutOfMemoryError
 from spear_ros.inference.engine import (
     MAX_RUNNERS,
     Engine,
@@ -123,16 +125,18 @@ def test_steps_can_be_fewer_and_change_the_result():
 
 def test_few_shapes_are_kept():
     engine = Engine(make_model(), 'cpu', EngineSettings(steps=1))
-    for length in range(4, 4 + MAX_RUNNERS + 3):
-        engine.compute(request(length=length + 7))
+    small = np.zeros((60, 80, 3), np.uint8)
+    for length in range(11, 11 + MAX_RUNNERS + 3):
+        engine.compute(request(length=length, external=small, wrist=None))
     assert len(engine._runners) == MAX_RUNNERS
-    assert ChunkShape(text=11, wrist=True) not in engine._runners
+    assert ChunkShape(11, (60, 80), None) not in engine._runners
 
 
 def test_warm_up_prepares_without_needing_inputs():
     engine = Engine(make_model(), 'cpu', EngineSettings())
     engine.warm_up()
-    assert list(engine._runners) == [ChunkShape(text=16, wrist=True)]
+    assert list(engine._runners) == [ChunkShape(16, (480, 640), (480, 640))]
+    assert engine.warnings == []
     engine.close()
     with pytest.raises(AssertionError, match='closed'):
         engine.compute(request())
@@ -176,6 +180,62 @@ def test_a_device_that_is_not_there_is_refused(device, words):
 
 def test_auto_is_a_device_that_is_there():
     assert check_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def test_every_bucket_is_prepared_with_and_without_the_wrist():
+    settings = EngineSettings(external_camera=(60, 80), wrist_camera=(48, 48))
+    shapes = Engine(make_model(), 'cpu', settings).shapes(wrist=True)
+    assert {s.text for s in shapes} == set(text_buckets(CONFIG))
+    assert {s.wrist for s in shapes} == {(48, 48), None}
+    assert {s.external for s in shapes} == {(60, 80)}
+
+
+class BrokenCapture:
+    """Stands for a GPU whose driver cannot record: fails as ``CapturedRunner`` does."""
+
+    error = UserError('capturing the graph failed (not permitted); mend it.')
+
+    def __init__(self, network, shape, pool):
+        raise self.error
+
+
+class NoMemory(BrokenCapture):
+    error = OutOfMemoryError('out of memory while capturing; free the device.')
+
+
+def engine_that_captures(monkeypatch, runner, **changes):
+    monkeypatch.setattr(engine_module, 'CapturedRunner', runner)
+    engine = Engine(make_model(), 'cpu', EngineSettings(**changes))
+    engine._captures = True  # as on a GPU
+    return engine
+
+
+def test_a_failed_capture_refuses_to_activate_unless_the_slow_way_is_allowed(monkeypatch):
+    with pytest.raises(UserError, match='capturing the graph failed'):
+        engine_that_captures(monkeypatch, BrokenCapture).warm_up()
+    engine = engine_that_captures(monkeypatch, BrokenCapture, allow_eager=True)
+    engine.warm_up()
+    assert not engine.captures
+    assert len(engine.warnings) == 1
+    assert engine.warnings[0].startswith('running without graphs, several times slower: capturing')
+    assert engine.compute(request()).times.denoise_ms > 0
+
+
+def test_exhausted_memory_refuses_even_where_the_slow_way_is_allowed(monkeypatch):
+    engine = engine_that_captures(monkeypatch, NoMemory, allow_eager=True)
+    with pytest.raises(UserError, match='out of memory'):
+        engine.warm_up()
+
+
+def test_kernels_that_cannot_run_here_are_refused_by_name():
+    with pytest.raises(UserError, match=r'kernels = triton cannot run: .*; choose auto or torch'):
+        Engine(make_model(), 'cpu', EngineSettings(kernels='triton'))
+
+
+def test_a_model_given_to_be_consumed_computes_the_same():
+    eaten = Engine(make_model(), 'cpu', EngineSettings(), consume=True)
+    kept = Engine(make_model(), 'cpu', EngineSettings())
+    assert np.array_equal(eaten.compute(request()).actions, kept.compute(request()).actions)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,47 @@
+"""Which kernels a network runs on: Triton where it can, torch everywhere else."""
+
+import importlib.util
+from typing import Literal
+
+import torch
+
+from spear_ros.core.errors import UserError
+from spear_ros.inference.ops import TorchOps
+
+Kernels = Literal['auto', 'triton', 'torch']
+
+# Ampere: bfloat16 in hardware. Older cards run the torch operations.
+MIN_CAPABILITY = (8, 0)
+
+
+def choose_ops(
+    kernels: Kernels, device: torch.device, compute: torch.dtype
+) -> tuple[type[TorchOps], str]:
+    """Return the operations to run and, where ``auto`` had to fall back on a GPU, why.
+
+    Raises:
+        UserError: ``triton`` was asked for and cannot run.
+    """
+    if kernels == 'torch' or (kernels == 'auto' and device.type != 'cuda'):
+        return TorchOps, ''
+    reason = _obstacle(device, compute)
+    if not reason:
+        from spear_ros.inference.triton_ops import TritonOps
+
+        return TritonOps, ''
+    if kernels == 'triton':
+        raise UserError(f'kernels = triton cannot run: {reason}; choose auto or torch.')
+    return TorchOps, f'Triton kernels are not used, torch operations are slower: {reason}.'
+
+
+def _obstacle(device: torch.device, compute: torch.dtype) -> str:
+    if importlib.util.find_spec('triton') is None:
+        return 'the package triton is not installed'
+    if device.type != 'cuda':
+        return f'the device is {device}'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f'compute capability {capability[0]}.{capability[1]} is below 8.0'
+    if compute not in (torch.bfloat16, torch.float16, torch.float32):
+        return f'weights of type {compute}'
+    return ''
