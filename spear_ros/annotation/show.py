@@ -1,6 +1,7 @@
 """Annotated pictures to look at: PNGs and one HTML page that shows them with their questions."""
 
 import html
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.types import FloatArray, ImageArray
 
 COLOURS = ((230, 60, 60), (60, 170, 60), (70, 90, 230), (220, 160, 30), (160, 60, 190))
-MAX_CLOUD = 4000
+VIEW_YAW, VIEW_PITCH = 40.0, -35.0
+"""Degrees; the view of the cloud from the side."""
 
 
 def write_page(out: Path, count: int) -> Path:
@@ -58,22 +60,24 @@ def write_page(out: Path, count: int) -> Path:
 def draw(
     rgb: ImageArray, annotation: ImageAnnotation, masks: Mapping[int, MaskArray]
 ) -> ImageArray:
-    """The picture with masks tinted, 3D boxes projected and labels written."""
+    """The picture with masks tinted, 3D boxes projected and labels written.
+
+    The near side of a box is drawn bold; a dot marks its first vertex (near, top, left).
+    """
     canvas = rgb.copy()
-    for i, thing in enumerate(annotation.objects):
-        colour = COLOURS[i % len(COLOURS)]
+    coloured = list(zip(annotation.objects, _colours(), strict=False))
+    for thing, colour in coloured:
         mask = masks.get(thing.number)
         if mask is not None:
             canvas[mask] = (0.6 * canvas[mask] + 0.4 * np.array(colour)).astype(np.uint8)
+    for thing, colour in coloured:
         pixels = project(thing.vertices, annotation.K)
-        for a, b in edges():
-            if np.isfinite(pixels[[a, b]]).all():
-                ends = [tuple(int(v) for v in np.clip(pixels[k], -1e4, 1e4)) for k in (a, b)]
-                cv2.line(canvas, ends[0], ends[1], colour, 2, cv2.LINE_AA)
+        _draw_edges(canvas, pixels, colour)
+        if np.isfinite(pixels[0]).all():
+            cv2.circle(canvas, _pixel(pixels[0]), 5, colour, -1, cv2.LINE_AA)
+    for thing, colour in coloured:
         x, y = (int(v) for v in thing.box_xyxy[:2])
-        place = (max(x, 2), max(y - 4, 12))
-        cv2.putText(canvas, thing.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1,
-                    cv2.LINE_AA)  # fmt: skip
+        _write(canvas, thing.label, (max(x, 2), max(y - 6, 16)), colour)
     return canvas
 
 
@@ -83,33 +87,91 @@ def draw_cloud(
     masks: Mapping[int, MaskArray],
     cloud: FloatArray,
 ) -> ImageArray:
-    """Object points and boxes from above (x to the right, z upwards), square."""
+    """Points around the objects from above and from the side (side, 2 * side), in their colours.
+
+    From above: x to the right, z upwards. From the side: turned by VIEW_YAW and VIEW_PITCH about
+    the objects' middle. Points of masks are tinted; the bar says how long a part of the view is.
+    """
     side = rgb.shape[0]
-    canvas = np.full((side, side, 3), 255, np.uint8)
-    corners = [o.vertices[:, [0, 2]] for o in annotation.objects]
-    if not corners:
-        return canvas
-    everything = np.concatenate(corners)
-    low, high = everything.min(axis=0), everything.max(axis=0)
-    scale = 0.8 * side / float((high - low).max())
-    middle = (low + high) / 2
-
-    def place(points: FloatArray) -> np.ndarray:
-        moved = (points - middle) * (scale, -scale) + side / 2
-        return np.clip(moved, -1e4, 1e4).astype(int)
-
-    for i, thing in enumerate(annotation.objects):
-        colour = COLOURS[i % len(COLOURS)]
+    if not annotation.objects:
+        return np.full((side, 2 * side, 3), 255, np.uint8)
+    colours = rgb.astype(float)
+    for thing, colour in zip(annotation.objects, _colours(), strict=False):
         mask = masks.get(thing.number)
         if mask is not None:
-            points = cloud[mask][:: max(1, int(mask.sum()) // MAX_CLOUD)]
-            dots = place(points[points[:, 2] > 0][:, [0, 2]])
-            dots = dots[((dots >= 0) & (dots < side)).all(axis=1)]
-            canvas[dots[:, 1], dots[:, 0]] = colour
-        flat = place(thing.vertices[:, [0, 2]])
-        for a, b in edges():
-            cv2.line(canvas, flat[a].tolist(), flat[b].tolist(), colour, 1, cv2.LINE_AA)
+            colours[mask] = 0.5 * colours[mask] + 0.5 * np.array(colour)
+    known = cloud[..., 2] > 0
+    points, colours = cloud[known], colours[known].astype(np.uint8)
+    from_above = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    views = [_view(side, annotation, points, colours, R) for R in (from_above, _oblique())]
+    return np.concatenate(views, axis=1)
+
+
+def _view(
+    side: int, annotation: ImageAnnotation, points: FloatArray, colours: ImageArray, R: FloatArray
+) -> ImageArray:
+    """Parallel view along the third axis of ``R`` (view axes from camera axes), square."""
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    corners = np.concatenate([o.vertices for o in annotation.objects])
+    low, high = (corners @ R.T).min(axis=0), (corners @ R.T).max(axis=0)
+    middle, span = (low + high) / 2, float((high - low)[:2].max())
+    scale = 0.6 * side / span
+
+    def place(what: FloatArray) -> np.ndarray:
+        return ((what @ R.T - middle) * scale)[:, :2] + side / 2
+
+    far_first = np.argsort(-(points @ R[2]))
+    dots = place(points[far_first]).astype(int)
+    seen = ((dots >= 0) & (dots < side - 1)).all(axis=1)
+    dots, tints = dots[seen], colours[far_first][seen]
+    for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        canvas[dots[:, 1] + down, dots[:, 0] + right] = tints
+    for thing, colour in zip(annotation.objects, _colours(), strict=False):
+        flat = place(thing.vertices)
+        _draw_edges(canvas, flat, colour)
+        _write(canvas, thing.label, _pixel(flat.min(axis=0)), colour)
+    length = 10.0 ** np.floor(np.log10(0.5 * span))
+    unit = 'm' if annotation.scale == 'metric' else '(affine)'
+    end = (10 + round(length * scale), side - 12)
+    cv2.line(canvas, (10, side - 12), end, (0, 0, 0), 2)
+    _write(canvas, f'{length:g} {unit}', (10, side - 20), (0, 0, 0))
     return canvas
+
+
+def _oblique() -> FloatArray:
+    """View axes from camera axes (3, 3): turned to the side, then looked at from higher up."""
+    yaw, pitch = np.deg2rad(VIEW_YAW), np.deg2rad(VIEW_PITCH)
+    c, s, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    turn = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+    return np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]) @ turn
+
+
+def _colours() -> Iterator[tuple[int, int, int]]:
+    return itertools.cycle(COLOURS)
+
+
+def _pixel(place: FloatArray) -> tuple[int, int]:
+    x, y = np.clip(place, -1e4, 1e4)
+    return int(x), int(y)
+
+
+def _draw_edges(canvas: ImageArray, pixels: FloatArray, colour: tuple[int, int, int]) -> None:
+    """Edges of a box whose 8 vertices lie at ``pixels`` (8, 2); those of the near side are bold."""
+    for a, b in edges():
+        if np.isfinite(pixels[[a, b]]).all():
+            bold = 3 if max(a, b) < 4 else 1
+            cv2.line(canvas, _pixel(pixels[a]), _pixel(pixels[b]), colour, bold, cv2.LINE_AA)
+
+
+def _write(
+    canvas: ImageArray, text: str, place: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    """Text on a white ground, kept inside of the picture."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 2)
+    x = int(np.clip(place[0], 2, max(2, canvas.shape[1] - width - 2)))
+    y = int(np.clip(place[1], height + 3, canvas.shape[0] - 4))
+    cv2.rectangle(canvas, (x - 2, y - height - 3), (x + width + 2, y + 4), (255, 255, 255), -1)
+    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, 2, cv2.LINE_AA)
 
 
 def _labels(out: Path) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
