@@ -15,6 +15,9 @@ LEFT_OUT = {
     'controller-manager-msgs',
 }  # fmt: skip
 
+# The extra annotate-ray is for clusters; `make venv` leaves it out, its pin stays as it is.
+NOT_INSTALLED = ('ray',)
+
 
 def canonical(name: str) -> str:
     """Return the comparable form of a distribution's name."""
@@ -30,8 +33,10 @@ def main() -> None:
         # The ROS wheels carry second names without "ros-", which pip does not know.
         if name not in LEFT_OUT and f'ros-{name}' not in found and not name.startswith('rosidl-')
     ]
-    head = [line for line in TARGET.read_text().splitlines() if line.startswith('#')]
-    TARGET.write_text('\n'.join([*head, *pins]) + '\n')
+    before = TARGET.read_text().splitlines()
+    head = [line for line in before if line.startswith('#')]
+    pins += [p for p in before if p.split('==')[0] in NOT_INSTALLED and p not in pins]
+    TARGET.write_text('\n'.join([*head, *sorted(pins)]) + '\n')
 
 
 if __name__ == '__main__':

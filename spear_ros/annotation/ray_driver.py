@@ -49,6 +49,9 @@ class Annotator:
             problem = str(error)
         counts = {f'stored:{stage}': n for stage, n in self._store.hits.items()}
         counts |= {f'made:{stage}': n for stage, n in self._store.made.items()}
+        used = getattr(self._stages.detector, 'used', Counter())  # of a paid service
+        counts |= {f'service:{what}': n for what, n in used.items()}
+        used.clear()
         return {
             'number': int(row['number']),
             'record': json.dumps(record),
