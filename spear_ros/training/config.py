@@ -78,7 +78,7 @@ class SavingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """``metrics.jsonl`` is always written; TensorBoard where the package is installed."""
+    """``metrics.jsonl`` is always written, TensorBoard's event files besides."""
 
     every_steps: int = 20
     tensorboard: bool = True
@@ -187,7 +187,11 @@ class VlaConfig(TrainConfig):
     tokenizer: str = ''
     """A tokenizer.json; '' = the one of ``init``, else the small one is built."""
     train: tuple[str, ...] = ('expert', 'vlm.siglip', 'vlm.language', 'projector')
-    """Parts that learn: name prefixes; ``projector`` = both projectors. MoGe is never trained."""
+    """Parts that learn: name prefixes; ``projector`` = both projectors. For MoGe see below."""
+    depth_branch: Literal['frozen', 'trained', 'absent'] = 'frozen'
+    """MoGe in this stage. Anything but ``frozen`` is an experiment (in the paper's ablation trained
+    is worse). ``absent``: visual tokens are SigLIP's alone; the export is an ordinary checkpoint
+    whose depth projector is zero."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     export_dtype: Literal['stored', 'bfloat16'] = 'stored'
     """Of the exported weights: as trained (float32), or half of that."""
@@ -226,6 +230,18 @@ class VlmConfig(TrainConfig):
     tokenizer: str = ''
     spatial_weight: float = 2.0
     """lambda: factor of the loss on 3-D tokens, in phase 2."""
+    number_spread: float = 0.0
+    """Standard deviation, in bins, of the target around the right 3-D or location token; 0 = that
+    one alone [paper]. With little data, that neighbours are neighbours is not learnt by itself."""
+    export_dtype: Literal['stored', 'bfloat16'] = 'stored'
+    """Of the exported weights: as trained (float32), or half of that."""
+    depth_branch: Literal['present', 'absent'] = 'present'
+    """``absent``, for ablations: visual tokens are SigLIP's alone; an ordinary checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.number_spread < 0:
+            raise UserError(f'number_spread = {self.number_spread} must not be negative.')
 
 
 @dataclass(frozen=True, kw_only=True)

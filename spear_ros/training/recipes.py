@@ -11,7 +11,13 @@ from typing import Any
 
 from spear_ros.core.config import from_mapping, parse_value, to_mapping
 from spear_ros.core.errors import UserError
-from spear_ros.networks.config import FlowConfig, Spear1Config, VitConfig
+from spear_ros.networks.config import (
+    ExpertConfig,
+    FlowConfig,
+    GemmaConfig,
+    Spear1Config,
+    VitConfig,
+)
 from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig
 from spear_ros.training.config import (
     LoggingConfig,
@@ -142,6 +148,56 @@ def spear_tiny() -> VlaConfig:
     )
 
 
+def spear_tiny_finetune() -> VlaConfig:
+    """Your own recordings on the bundled checkpoint, on a CPU or any card; give init=FOLDER.
+
+    The parts and switches of spear1_finetune_24gb at the size of spear_tiny.
+    """
+    full, tiny = spear1_finetune_24gb(), spear_tiny()
+    return replace(
+        full,
+        recipe='spear_tiny_finetune',
+        model=tiny.model,
+        steps=2000,
+        batch_size=64,
+        accumulate=1,
+        recompute=False,
+        export_dtype='bfloat16',
+        optimizer=replace(full.optimizer, learning_rate=3e-4, warmup_steps=100),
+        data=replace(tiny.data, stats='init', threads=2),
+        saving=SavingConfig(every_steps=200, keep=2),
+        logging=LoggingConfig(every_steps=20),
+        validate_every=500,
+    )
+
+
+def spear_ablation() -> VlaConfig:
+    """One arm of benchmarks/vla_ablation.py: some CPU minutes; depth encoder of moge_tiny.
+
+    Vision and language are those of spear_vlm_ablation, so that its export can be the start.
+    """
+    start = spear_tiny_cpu()
+    model = replace(
+        spear_vlm_ablation().model,
+        expert=ExpertConfig(width=96, mlp_width=256),
+        flow=start.model.flow,
+        external_size=start.model.external_size,
+        wrist_size=start.model.wrist_size,
+    )
+    return replace(
+        start,
+        recipe='spear_ablation',
+        model=model,
+        steps=1000,
+        batch_size=32,
+        ema_decay=0.99,
+        optimizer=replace(start.optimizer, warmup_steps=50),
+        saving=SavingConfig(every_steps=200, keep=1),
+        logging=LoggingConfig(every_steps=50, tensorboard=False),
+        validate_every=0,
+    )
+
+
 def moge_tiny() -> MogeTrainConfig:
     """The depth encoder of all small models, on exact depth of the simulator.
 
@@ -169,6 +225,51 @@ def moge_tiny() -> MogeTrainConfig:
         saving=SavingConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50),
         validate_every=5000,
+    )
+
+
+def spear_tiny_cpu() -> VlaConfig:
+    """spear_tiny for hours on two cores: 3 M parameters, pictures of half the size, float32 (CPUs
+    without bfloat16 arithmetic emulate it slowly)."""
+    start = spear_tiny()
+    return replace(
+        start,
+        recipe='spear_tiny_cpu',
+        model=replace(Spear1Config.named('spear1_nano'), flow=FlowConfig(rotation_loss='cos+geo')),
+        steps=10_000,
+        batch_size=64,
+        ema_decay=0.998,
+        tau_per_sample=4,
+        precision='float32',
+        optimizer=replace(
+            start.optimizer, learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.02
+        ),
+        data=replace(start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1),
+        saving=SavingConfig(every_steps=250),
+        validate_every=2000,
+    )
+
+
+def moge_tiny_cpu() -> MogeTrainConfig:
+    """moge_tiny for half an hour on one core: pictures of half the size, a narrow head.
+
+    The same encoder, so that it serves every small model; 16 to 80 tokens are what those use.
+    """
+    start = moge_tiny()
+    head = replace(start.model.head, projected=32, upsampled=(32, 32), last_channels=16)
+    return replace(
+        start,
+        recipe='moge_tiny_cpu',
+        model=replace(start.model, head=head, num_tokens_range=(40, 80)),
+        image_size=(84, 112),
+        data=MogeDataConfig(threads=1),
+        steps=1000,
+        batch_size=24,
+        ema_decay=0.99,
+        precision='float32',
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, final_ratio=0.02),
+        saving=SavingConfig(every_steps=250),
+        validate_every=500,
     )
 
 
@@ -248,6 +349,42 @@ def spear_vlm_small_phase2() -> VlmConfig:
     )
 
 
+def spear_vlm_ablation() -> VlmConfig:
+    """One arm of benchmarks/vlm_ablation.py: some CPU minutes, one phase, spear1_tiny's MoGe.
+
+    moge = the folder of moge_tiny, tokenizer = the one that the benchmark makes.
+    """
+    model = Spear1Config(
+        siglip=VitConfig(
+            width=96, layers=3, heads=3, mlp_width=288, table_rows=8, table_columns=10
+        ),
+        moge=Spear1Config.named('spear1_tiny').moge,
+        language=GemmaConfig(
+            vocab_size=2624, width=96, layers=4, heads=3, kv_heads=1, head_dim=32, mlp_width=256
+        ),
+        expert=ExpertConfig(width=32, mlp_width=64),
+        external_size=(112, 140),
+    )
+    return replace(
+        spear_vlm_small_phase2(),
+        recipe='spear_vlm_ablation',
+        model=model,
+        steps=1000,
+        batch_size=32,
+        precision='float32',
+        ema_decay=0.99,
+        number_spread=12.0,
+        export_dtype='bfloat16',
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3, warmup_steps=50, final_ratio=0.02, weight_decay=0.05
+        ),
+        data=VlmDataConfig(text_length=80, threads=1),
+        saving=SavingConfig(every_steps=100, keep=1),
+        logging=LoggingConfig(every_steps=50, tensorboard=False),
+        validate_every=0,
+    )
+
+
 def spear_vlm_debug() -> VlmConfig:
     """The smallest model, for tests."""
     return replace(
@@ -274,6 +411,9 @@ RECIPES: dict[str, dict[str, Callable[[], TrainConfig]]] = {
             spear1_finetune_24gb,
             spear1_debug,
             spear_tiny,
+            spear_tiny_finetune,
+            spear_ablation,
+            spear_tiny_cpu,
         )
     },
     'vlm': {
@@ -283,10 +423,11 @@ RECIPES: dict[str, dict[str, Callable[[], TrainConfig]]] = {
             spear_vlm_phase2,
             spear_vlm_small_phase1,
             spear_vlm_small_phase2,
+            spear_vlm_ablation,
             spear_vlm_debug,
         )
     },
-    'moge': {f.__name__: f for f in (moge_tiny, moge_debug)},
+    'moge': {f.__name__: f for f in (moge_tiny, moge_tiny_cpu, moge_debug)},
 }
 """Kind of model -> name -> recipe."""
 

@@ -1,5 +1,6 @@
 """What a run folder promises: one config, and a stop that is asked for politely."""
 
+import dataclasses
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ def keep_config(folder: Path, config: Any, place: Place) -> None:
     path = folder / 'config.json'
     ours = json.loads(json.dumps(to_mapping(config)))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding='utf-8'))
+        theirs = _with_new_fields(json.loads(path.read_text(encoding='utf-8')), config)
         for name in ours:
             was, now = _without_threads(theirs.get(name)), _without_threads(ours[name])
             if name not in CHANGEABLE and was != now:
@@ -40,6 +41,21 @@ def keep_config(folder: Path, config: Any, place: Place) -> None:
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
+
+
+def _with_new_fields(saved: Any, config: Any) -> Any:
+    """Fill in the defaults of fields that did not exist when a run began."""
+    if not (dataclasses.is_dataclass(config) and isinstance(saved, dict)):
+        return saved
+    filled = dict(saved)
+    for f in dataclasses.fields(config):
+        if f.name in saved:
+            filled[f.name] = _with_new_fields(saved[f.name], getattr(config, f.name))
+        elif f.default is not dataclasses.MISSING:
+            filled[f.name] = json.loads(json.dumps(to_mapping(f.default)))
+        elif f.default_factory is not dataclasses.MISSING:
+            filled[f.name] = json.loads(json.dumps(to_mapping(f.default_factory())))
+    return filled
 
 
 def _without_threads(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Weights to start from: fresh or of a checkpoint, the depth encoder of a MoGe-1 checkpoint."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +12,15 @@ from spear_ros.checkpoints.moge import IGNORABLE, moge_mend, open_moge
 from spear_ros.checkpoints.spear1 import TOKENIZER, open_weights, read_config
 from spear_ros.checkpoints.vision_language_maps import dinov2_rules
 from spear_ros.core.errors import UserError
+from spear_ros.core.types import ActionSpec
 from spear_ros.networks.spear1 import Spear1, Spear1Config
 from spear_ros.processing.small_tokenizer import build_small_tokenizer
 from spear_ros.processing.tokens import TextTokenizer
 
-MOGE = 'vlm.moge.'
+EXPERT, MOGE = 'expert.', 'vlm.moge.'
+VLM_RECIPES = 'spear_vlm'
+"""All recipes of SPEAR-VLM begin so; their exports carry an expert that never learnt anything."""
+SIGLIP_PROJECTOR, MOGE_PROJECTOR = 'vlm.siglip_projector.', 'vlm.moge_projector.'
 
 
 def spear1_weights(config: Spear1Config, seed: int, init: str, moge: str) -> dict[str, Tensor]:
@@ -30,7 +35,10 @@ def spear1_weights(config: Spear1Config, seed: int, init: str, moge: str) -> dic
     Raises:
         UserError: a folder does not hold weights of these sizes.
     """
-    state = _fresh(config, seed) if not init else _from_checkpoint(config, Path(init).expanduser())
+    if init:
+        state = _from_checkpoint(config, Path(init).expanduser(), seed)
+    else:
+        state = _fresh(config, seed)
     if moge:
         state |= moge_weights(config, Path(moge).expanduser())
     return state
@@ -42,10 +50,16 @@ def _fresh(config: Spear1Config, seed: int) -> dict[str, Tensor]:
         return Spear1(config).state_dict()
 
 
-def _from_checkpoint(config: Spear1Config, folder: Path) -> dict[str, Tensor]:
-    files = open_weights(folder, read_config(folder))
+def _from_checkpoint(config: Spear1Config, folder: Path, seed: int) -> dict[str, Tensor]:
+    """Weights of a folder; a SPEAR-VLM has no action expert yet, so that is drawn, at any size."""
+    saved = read_config(folder)
+    files = open_weights(folder, saved)
     with torch.device('meta'):
         needed = Spear1(config).state_dict()
+    drawn: dict[str, Tensor] = {}
+    if saved.recipe.startswith(VLM_RECIPES):
+        drawn = {n: t for n, t in _fresh(config, seed).items() if n.startswith(EXPERT)}
+        needed = {n: t for n, t in needed.items() if n not in drawn}
     for name, tensor in needed.items():
         if name not in files.entries or tuple(files.shape(name)) != tuple(tensor.shape):
             found = tuple(files.shape(name)) if name in files.entries else 'absent'
@@ -53,7 +67,7 @@ def _from_checkpoint(config: Spear1Config, folder: Path) -> dict[str, Tensor]:
                 f'init: {folder} has "{name}" {found} and the recipe needs {tuple(tensor.shape)}; '
                 'give a checkpoint of the same size, or change model.'
             )
-    return {name: files.get(name).float().clone() for name in needed}
+    return {name: files.get(name).float().clone() for name in needed} | drawn
 
 
 def moge_weights(config: Spear1Config, folder: Path) -> dict[str, Tensor]:
@@ -70,6 +84,48 @@ def moge_weights(config: Spear1Config, folder: Path) -> dict[str, Tensor]:
     report = compare(table, weights.source, needed, IGNORABLE)
     report.require_fit(folder, moge_mend(weights.encoder))
     return {name: to_ours(table[name], weights.source).float().clone() for name in needed}
+
+
+def without_depth(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SPEAR-1's weights with a depth branch that says nothing.
+
+    A visual token is the mean of both projections: SigLIP's is doubled, so that it is the token.
+    Weights that have no depth branch already are returned as they are.
+    """
+    depth = [name for name in state if name.startswith(MOGE_PROJECTOR)]
+    if not any(state[name].any() for name in depth):
+        return dict(state)
+    changed = {name: torch.zeros_like(state[name]) for name in depth}
+    for name in state:
+        if name.startswith(SIGLIP_PROJECTOR):
+            changed[name] = 2.0 * state[name]
+    return dict(state) | changed
+
+
+def check_started_specs(init: str, specs: Mapping[str, ActionSpec], *, always: bool) -> None:
+    """Compare what the data's actions mean with what the weights to start from learnt.
+
+    Args:
+        init: checkpoint folder.
+        specs: of the data, by embodiment.
+        always: also where the checkpoint never learnt actions (SPEAR-VLM), because its statistics
+            are taken.
+
+    Raises:
+        UserError: names the embodiment and the field with both values.
+    """
+    config = read_config(Path(init).expanduser())
+    if not (config.trained or always):
+        return
+    for name in sorted(specs.keys() & config.embodiments.keys()):
+        there, here = config.embodiments[name], specs[name]
+        for field in ActionSpec.__dataclass_fields__:
+            if getattr(there, field) != getattr(here, field):
+                raise UserError(
+                    f'init: {name}.{field} is {getattr(there, field)!r} in the checkpoint {init} '
+                    f'and {getattr(here, field)!r} in the data; convert the data by the '
+                    "checkpoint's convention, or start from other weights."
+                )
 
 
 def run_tokenizer(folder: Path, tokenizer: str, init: str) -> Path:

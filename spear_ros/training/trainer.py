@@ -9,7 +9,7 @@ read is passed over, a full disk leaves the previous checkpoint; each is said in
 counted, and too many of them end the run.
 """
 
-import json
+import errno
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -50,6 +50,7 @@ Validate = Callable[[Path], Mapping[str, float]]
 """Gets the folder of an exported checkpoint, on process 0, and returns figures."""
 
 EXPORT = 'export'
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +118,14 @@ class Trainer:
             raise UserError(
                 f'the device ran out of memory at step {self._step()}; raise accumulate, set '
                 f'recompute=true or use more processes ({self._last()}).'
+            ) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(
+                f'{self.folder}: the disk refuses to write ({error.strerror}) at step '
+                f'{self._step()}; free some space and start the same command again '
+                f'({self._last()}).'
             ) from None
         except RuntimeError as error:
             if self.place.world > 1 and is_lost_peer(error):
@@ -240,8 +249,7 @@ class Trainer:
                 'not_finite': broken,
                 'keys': keys,
             }
-            with open(self.folder / 'bad_updates.jsonl', 'a', encoding='utf-8') as stream:
-                stream.write(json.dumps(record) + '\n')
+            self._log.append(self.folder / 'bad_updates.jsonl', record)
         text = (
             f'step {self.state.step}: {" and ".join(broken) or "the loss of another process"} not '
             'finite; no weight was changed, the samples are in bad_updates.jsonl'

@@ -70,6 +70,11 @@ def run_statistics(
     if config.stats:
         stats = load_norm_stats(Path(config.stats).expanduser())
         check_data_hash(stats, mixture, datasets)
+        if stats.kind != config.stats_kind:
+            raise UserError(
+                f'data.stats_kind = {config.stats_kind}, but {config.stats} holds {stats.kind}; '
+                f'set data.stats_kind={stats.kind}, or compute the others.'
+            )
         return stats
     path = folder / 'norm_stats.json'
     if place.first and not path.exists():

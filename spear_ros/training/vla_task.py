@@ -26,7 +26,13 @@ from spear_ros.training.distributed import Place, agree, barrier
 from spear_ros.training.estimates import StackCost, spear1_stacks
 from spear_ros.training.lora import add_lora, lora_state, merge_lora
 from spear_ros.training.pictures import network_pictures, to_device
-from spear_ros.training.start import check_vocabulary, run_tokenizer, spear1_weights
+from spear_ros.training.start import (
+    check_started_specs,
+    check_vocabulary,
+    run_tokenizer,
+    spear1_weights,
+    without_depth,
+)
 from spear_ros.training.task import Batch, BatchStream, Task
 from spear_ros.training.vla_data import (
     TextBatcher,
@@ -54,7 +60,10 @@ class VlaTask(Task[VlaConfig]):
         config = self.config
         if any(part.startswith('vlm.moge') and part != 'vlm.moge_projector'
                for part in config.train):  # fmt: skip
-            raise UserError('train: vlm.moge is always frozen in this stage; leave it out.')
+            raise UserError(
+                'train: vlm.moge is frozen in this stage; leave it out, or set '
+                'depth_branch=trained for an experiment.'
+            )
         if config.lora.rank and place.world > 1:
             raise UserError('lora.rank: low-rank updates run on one process; use lora.rank=0.')
         self.mixture, self.datasets = open_mixture(
@@ -67,7 +76,33 @@ class VlaTask(Task[VlaConfig]):
                     f'the data of {spec.embodiment} have horizon {spec.horizon} and the model '
                     f'{config.model.flow.horizon}; convert the data or change model.flow.horizon.'
                 )
+        if config.init:
+            check_started_specs(config.init, self.specs, always=config.data.stats == 'init')
+        self._check_validation()
         self._prepare_files(place)
+
+    def _check_validation(self) -> None:
+        """Refuse validation data that mean something else than the training data.
+
+        Raises:
+            UserError: names the embodiment, or the field with both values.
+        """
+        if not self.config.data.validation:
+            return
+        mixture, datasets = open_mixture(self.config.data.validation, '', 'data.validation')
+        for name, spec in action_specs(mixture, datasets).items():
+            if name not in self.specs:
+                raise UserError(
+                    f'data.validation: embodiment {name} is not among those trained on '
+                    f'({", ".join(self.specs)}).'
+                )
+            for field in type(spec).__dataclass_fields__:
+                ours, theirs = getattr(self.specs[name], field), getattr(spec, field)
+                if ours != theirs:
+                    raise UserError(
+                        f'data.validation: {field} = {theirs!r} for embodiment {name}, the '
+                        f'training data have {ours!r}; convert one of them again.'
+                    )
 
     def _prepare_files(self, place: Place) -> None:
         config = self.config
@@ -89,8 +124,10 @@ class VlaTask(Task[VlaConfig]):
     def make_module(self) -> nn.Module:
         """SPEAR-1 with its loss."""
         module = VlaModule(self.config.model, self.config.recompute)
-        choose_trained(module.model, self.config.train)
+        choose_trained(module.model, self._trained_parts())
         freeze_unused(module.model)
+        if self.config.depth_branch == 'absent':
+            module.model.vlm.moge_projector.requires_grad_(False)
         if self.config.lora.rank:
             vlm = module.model.vlm
             parts = {'siglip': vlm.siglip.blocks, 'language': vlm.language.blocks}
@@ -98,10 +135,16 @@ class VlaTask(Task[VlaConfig]):
             freeze_unused(module.model)
         return module
 
+    def _trained_parts(self) -> tuple[str, ...]:
+        depth = ('vlm.moge',) if self.config.depth_branch == 'trained' else ()
+        return (*self.config.train, *depth)
+
     def initial_state(self) -> dict[str, Tensor]:
         """Fresh weights, or those of ``init`` and ``moge``."""
         config = self.config
         plain = spear1_weights(config.model, config.seed, config.init, config.moge)
+        if config.depth_branch == 'absent':
+            plain = without_depth(plain)
         state = {PREFIX + name: tensor for name, tensor in plain.items()}
         if config.lora.rank:
             with torch.device('meta'):
@@ -174,7 +217,7 @@ class VlaTask(Task[VlaConfig]):
     def stacks(self) -> list[StackCost]:
         """Sizes for the estimates; the suffix counts with all its flow times."""
         config = self.config
-        *prefix, expert = spear1_stacks(config.model, config.data.wrist, config.train)
+        *prefix, expert = spear1_stacks(config.model, config.data.wrist, self._trained_parts())
         tokens = 1 + config.tau_per_sample * config.model.flow.horizon
         return [*prefix, replace(expert, tokens=tokens)]
 

@@ -1,8 +1,10 @@
 """The loop on the smallest model: resume, signals, bad data, full disk, what it exports."""
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -200,6 +202,17 @@ def test_a_full_disk_in_mid_run_is_said_and_the_run_goes_on(shards, tmp_path, ca
     assert (tmp_path / 'checkpoints' / 'step-00000004').is_dir()
 
 
+def test_a_disk_that_is_full_at_the_end_keeps_the_checkpoint(shards, tmp_path):
+    class Full(Harness):
+        def export(self, folder, state, *, ema):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    config = make_config(shards)
+    with pytest.raises(UserError, match=r'No space left .* the checkpoint of step 4 is whole'):
+        Trainer(Full(config, tmp_path), tmp_path, Place()).run()
+    assert run(config, tmp_path).finished  # nothing is trained again
+
+
 def test_a_folder_of_other_settings_is_refused(straight, shards):
     with pytest.raises(UserError, match=r'optimizer.learning_rate = 0.003 .* 0.001'):
         run(make_config(shards, 'optimizer.learning_rate=1e-3'), straight[0])
@@ -215,6 +228,42 @@ def test_a_frozen_depth_branch_never_moves(straight, shards):
     assert not any(n.startswith('vlm.moge.') for n in moved)
     for part in ('vlm.moge_projector', 'vlm.siglip_projector', 'vlm.siglip.', 'expert.'):
         assert any(n.startswith(part) for n in moved), part
+
+
+def test_a_depth_branch_is_trained_only_as_an_experiment(straight, shards, tmp_path):
+    with pytest.raises(UserError, match='depth_branch=trained'):
+        run(make_config(shards, 'train=[expert, vlm.moge]'), tmp_path / 'a')
+    config = make_config(shards, 'depth_branch=trained')
+    assert run(config, tmp_path / 'b').finished
+    started = VlaTask(config, tmp_path / 'b').initial_state()
+    trained = weights(tmp_path / 'b')
+    moved = [n for n, t in trained.items() if not torch.equal(t, started[f'model.{n}'])]
+    assert sum(n.startswith('vlm.moge.blocks.') for n in moved) > 10
+    # Its gradients and moments count, as in the estimate before the start.
+    costs = [VlaTask(c, tmp_path).stacks()[1].trained for c in (config, make_config(shards))]
+    assert costs == [True, False]
+
+
+def test_without_depth_the_export_is_siglip_alone(straight, shards, tmp_path):
+    config = make_config(shards, 'depth_branch=absent', f'init={straight[0] / "export"}')
+    assert run(config, tmp_path).finished
+    verify_checkpoint(tmp_path / 'export')
+    model = load_checkpoint(tmp_path / 'export').model
+    assert not any(p.any() for p in model.vlm.moge_projector.parameters())
+    image = torch.rand(1, 3, *model.config.external_size)
+    alone = 0.5 * model.vlm.siglip_projector(model.vlm.siglip(image * 2 - 1))
+    torch.testing.assert_close(model.vlm.encode_image(image), alone)
+    # It starts from what SigLIP's projection alone would be, and a second stage halves nothing.
+    before = load_checkpoint(straight[0] / 'export').model.vlm.siglip_projector.weight
+    started = VlaTask(config, tmp_path).initial_state()['model.vlm.siglip_projector.weight']
+    torch.testing.assert_close(started, 2 * before)
+    again = VlaTask(
+        make_config(shards, 'depth_branch=absent', f'init={tmp_path / "export"}'), tmp_path
+    )
+    torch.testing.assert_close(
+        again.initial_state()['model.vlm.siglip_projector.weight'],
+        model.vlm.siglip_projector.weight,
+    )
 
 
 def test_64_samples_are_learnt(tmp_path, shards):
@@ -254,6 +303,52 @@ def test_low_rank_updates_train_and_are_merged_on_export(straight, shards, tmp_p
     assert 'vlm.language.embedding.weight' not in moved
     assert any(n.startswith('expert.') for n in moved)
     assert before.keys() == after.keys()
+
+
+def test_data_of_another_convention_than_the_weights_name_the_field(straight, shards, tmp_path):
+    folder = Path(shutil.copytree(shards[1], tmp_path / 'widowx'))
+    card = json.loads((folder / 'dataset.json').read_text())
+    card['spec']['relative_to'] = 'previous_step'
+    (folder / 'dataset.json').write_text(json.dumps(card))
+    init = f'init={straight[0] / "export"}'
+    with pytest.raises(UserError, match=r"widowx_bridge.relative_to is 'chunk_start' in the ch"):
+        run(make_config([str(folder)], init, 'data.stats=init'), tmp_path / 'a')
+    # Weights that never learnt actions have no convention.
+    assert run(make_config([str(folder)], init, 'steps=2'), tmp_path / 'b').finished
+    with pytest.raises(UserError, match=r"data.validation: relative_to = 'previous_step' for"):
+        run(make_config(shards, f'data.validation={folder}'), tmp_path / 'c')
+    with pytest.raises(UserError, match='embodiment widowx_bridge is not among those trained on'):
+        run(make_config(shards[:1], f'data.validation={shards[1]}'), tmp_path / 'd')
+
+
+def test_statistics_of_another_kind_name_the_field(straight, shards, tmp_path):
+    file = straight[0] / 'norm_stats.json'
+    with pytest.raises(UserError, match=r'data.stats_kind = minmax, but .* holds quantile'):
+        run(make_config(shards, f'data.stats={file}', 'data.stats_kind=minmax'), tmp_path)
+    with pytest.raises(UserError, match='norm_stats data_hash is'):
+        run(make_config(shards[:1], f'data.stats={file}'), tmp_path / 'b')
+
+
+@pytest.mark.parametrize('kind', ['minmax', 'mean_std'])
+def test_every_normalisation_trains_and_travels_into_the_export(kind, shards, tmp_path):
+    assert run(make_config(shards, f'data.stats_kind={kind}', 'steps=2'), tmp_path).finished
+    loaded = load_checkpoint(tmp_path / 'export')
+    assert loaded.stats.kind == kind
+    saved = json.loads((tmp_path / 'norm_stats.json').read_text())['norm_stats']
+    assert loaded.stats.data_hash == saved['data_hash'] != ''
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(shards, tmp_path):
+    config = make_config(shards, 'steps=2')
+    assert run(config, tmp_path).finished
+    path = tmp_path / 'config.json'
+    old = json.loads(path.read_text())
+    del old['depth_branch'], old['optimizer']['multipliers'], old['model']['flow']['rotation_path']
+    path.write_text(json.dumps(old))
+    assert run(config, tmp_path).finished
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="depth_branch = 'frozen' is there"):
+        run(make_config(shards, 'steps=2', 'depth_branch=trained'), tmp_path)
 
 
 def test_weights_of_another_size_are_refused(straight, shards, tmp_path):

@@ -1,7 +1,9 @@
 """Schedule, average, recipes, estimates, streams, LoRA: what the trainer is made of."""
 
 import dataclasses
+import errno
 import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spear_ros.core.errors import UserError
+from spear_ros.data.tfrecord import read_records
 from spear_ros.networks.spear1 import Spear1, Spear1Config
 from spear_ros.training.config import LoraConfig, OptimizerConfig
 from spear_ros.training.distributed import Place, check_division
@@ -23,6 +26,7 @@ from spear_ros.training.estimates import (
     vit_weights,
 )
 from spear_ros.training.indexed_stream import IndexedStream
+from spear_ros.training.logs import RunLog, read_metrics
 from spear_ros.training.lora import add_lora, lora_state, merge_lora
 from spear_ros.training.optimizer import (
     clip_gradients,
@@ -218,3 +222,36 @@ def test_low_rank_updates_start_as_nothing_and_merge_into_the_weights():
     other.load_state_dict(merged)
     np.testing.assert_allclose(other(x).detach(), layer(x).detach(), atol=1e-6)
     assert not torch.allclose(other(x), before)
+
+
+def test_curves_are_event_files_that_tensorboard_reads(tmp_path):
+    log = RunLog(tmp_path, Place())
+    log.write('train', 7, {'loss': 0.25, 'note': 'no number'})
+    log.write('train', 300, {'loss': 0.125})
+    log.close()
+    (file,) = (tmp_path / 'tensorboard').glob('events.out.tfevents.*')
+    events = [bytes(payload) for payload in read_records(file)]  # checksums are verified
+    assert len(events) == 3
+    # As TensorBoard prints them: file_version, then step and simple_value by tag.
+    assert events[0].endswith(b'\x1a\x0dbrain.Event:2')
+    tag = b'\x0a\x0atrain/loss'
+    value = tag + b'\x15' + struct.pack('<f', 0.25)
+    summary = b'\x0a' + bytes([len(value)]) + value
+    assert events[1][9:] == b'\x10\x07' + b'\x2a' + bytes([len(summary)]) + summary
+    assert events[2][9:12] == b'\x10\xac\x02'  # 300 as a varint
+
+
+def test_a_disk_that_refuses_figures_is_said_once_and_ends_nothing(tmp_path, capsys, monkeypatch):
+    log = RunLog(tmp_path, Place(), tensorboard=False)
+    log.write('train', 1, {'loss': 3.0})
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('builtins.open', full)
+        log.write('train', 2, {'loss': 2.0})
+        log.write('train', 3, {'loss': 1.0})
+    log.write('train', 4, {'loss': 0.5})
+    assert capsys.readouterr().err.count('No space left on device') == 1
+    assert [line['step'] for line in read_metrics(tmp_path)] == [1, 4]
