@@ -4,10 +4,11 @@ The judge sees only messages, as the robot's controller does: position, rotation
 they came. It knows the hard limits from the installed YAML and shares no code with the gate.
 """
 
+import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,8 @@ class CommandLog:
         self.judge = CommandJudge(spec, limits)
         self.entries: deque[Sent] = deque(maxlen=keep)
         self.count = 0
+        self.worst_lag_s = 0.0
+        """Longest time from publication to our callback: how late this process has been."""
 
     def on_pose(self, message: Any, info: Mapping[str, int]) -> None:
         """Take a geometry_msgs/PoseStamped."""
@@ -153,14 +156,19 @@ class CommandLog:
         self.judge.take(sent)
         self.entries.append(sent)
         self.count += 1
+        self.worst_lag_s = max(self.worst_lag_s, time.time() - sent.sent_ns * 1e-9)
 
     def since(self, time_s: float) -> list[Sent]:
         """Commands received after a monotonic time."""
-        return [s for s in tuple(self.entries) if s.received_s > time_s]
+        return self._newest(lambda s: s.received_s > time_s)
 
     def sent_since(self, time_ns: int) -> list[Sent]:
         """Commands published after a time of the system clock, whenever they were received."""
-        return [s for s in tuple(self.entries) if s.sent_ns > time_ns]
+        return self._newest(lambda s: s.sent_ns > time_ns)
+
+    def _newest(self, wanted: Callable[[Sent], bool]) -> list[Sent]:
+        found = list(itertools.takewhile(wanted, reversed(tuple(self.entries))))
+        return found[::-1]
 
     def still(self, commands: int, after_ns: int) -> bool:
         """The last ``commands`` commands, all published after ``after_ns``, ask for one pose."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,31 @@ class Change:
     reason: Reason
     text: str
     last_reject: Reason
+
+
+def listen_first() -> None:
+    """Let this thread, and those that it starts, run before ordinary programs where allowed.
+
+    The judge of the commands must hear them in time also where the machine is busy; the lowest
+    real-time priority stays below those of executor and simulated robot.
+    """
+    if os.environ.get('SPEAR_REALTIME', '1') != '0':
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
+def ordinary(pid: int) -> None:
+    """Take the inherited priority of :func:`listen_first` from a process that was just started."""
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+
+
+class OrdinaryProcesses(ProcessGroup):
+    """Starts each process at ordinary priority; the nodes ask for more by themselves."""
+
+    def start_one(self, spec: ProcessSpec, command: Sequence[str] | None = None) -> None:
+        super().start_one(spec, command)
+        ordinary(self.pid(spec.name))
 
 
 class Peer:
@@ -176,13 +201,14 @@ class FaultBench:
         """Status messages of the executor so far."""
         self.q: np.ndarray | None = None
         self.joints_s = 0.0
+        listen_first()
         self._healing: list[str] = []
         self._intruder: Peer | None = None
         self.peer = Peer('fault_bench', self.domain_id)
         self._connect()
         self.operator = OperatorClient(self.domain_id)
         self.clock = SimulatedTime(self.peer.node) if simulated_time else None
-        self.processes = ProcessGroup(folder)
+        self.processes = OrdinaryProcesses(folder)
         self._camera_process = camera_process
         self.specs = self._specs(path)
         if self.clock is not None:
@@ -301,6 +327,7 @@ class FaultBench:
             self.clock.end()
         self.operator.close()
         self.peer.close()
+        ordinary(0)
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -522,6 +549,7 @@ class FaultBench:
                 lambda: self.log.still(_STILL_COMMANDS, change.sent_ns), 'a constant target', 3
             )
         except UserError as error:
+            self._insist_on_hearing()
             return [] if fault.goes_silent else [str(error)]
         start = self.log.sent_since(change.sent_ns)[-1]
         time.sleep(watch_s)
@@ -531,6 +559,19 @@ class FaultBench:
         if not after and not fault.goes_silent:
             found.append('the hold target was not sent any more')
         return found
+
+    def _insist_on_hearing(self) -> None:
+        """Check that this process is not what is late.
+
+        Raises:
+            MaskedError: the executor goes on sending, and we hear what it sent long ago.
+        """
+        behind_s = time.time() - self.last_command().sent_ns * 1e-9
+        before = self.operator.executor_status.commands
+        time.sleep(0.3)
+        sent = self.operator.executor_status.commands - before
+        if behind_s > 0.5 and sent > _STILL_COMMANDS:
+            raise MaskedError(f'the bench is {behind_s:.1f} s behind the commands')
 
     def resumes(self, timeout_s: float = 5.0) -> None:
         """Check that the robot goes on by itself.
@@ -560,6 +601,8 @@ def cpu_hog() -> Iterator[None]:
     """Keep every core busy twice."""
     command = [sys.executable, '-c', 'while True: pass']
     hogs = [subprocess.Popen(command) for _ in range(2 * (os.cpu_count() or 1))]
+    for hog in hogs:
+        ordinary(hog.pid)
     try:
         yield
     finally:

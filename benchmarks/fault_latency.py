@@ -227,9 +227,11 @@ def main() -> None:
     parser.add_argument('--robot', choices=('franka', 'widowx'), default='franka')
     parser.add_argument('--trials', type=int, default=10)
     parser.add_argument('--patient', action='store_true', help='age limits for a loaded machine')
+    parser.add_argument('--domain', type=int, help='ROS_DOMAIN_ID; default: one by chance')
     args = parser.parse_args()
+    environment = {} if args.domain is None else {'ROS_DOMAIN_ID': str(args.domain)}
     with tempfile.TemporaryDirectory(prefix='latency-') as folder:
-        bench = FaultBench(args.robot, Path(folder), patient=args.patient)
+        bench = FaultBench(args.robot, Path(folder), patient=args.patient, environment=environment)
         try:
             result = run(bench, args.trials)
         finally:

@@ -129,6 +129,7 @@ def run(bench: FaultBench, seconds: float, every_s: float = 20.0, seed: int = 0)
         'masked': dict(tally.masked),
         'kinds': len(tally.as_expected),
         'commands_judged': judge.judged,
+        'heard_late_s': round(bench.log.worst_lag_s, 2),
         'top_speed_m_s': round(judge.top_speed_m_s, 3),
         'unsafe_commands': len(judge.violations),
         'unsafe': (judge.violations + tally.unsafe)[:20],

@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument('--robot', choices=('franka', 'widowx'), default='franka')
     parser.add_argument('--stops', type=int, default=100)
     parser.add_argument('--load', choices=('spear1_debug', 'none'), default='spear1_debug')
+    parser.add_argument('--domain', type=int, help='ROS_DOMAIN_ID; default: one by chance')
     args = parser.parse_args()
+    environment = {} if args.domain is None else {'ROS_DOMAIN_ID': str(args.domain)}
     with tempfile.TemporaryDirectory(prefix='stop-') as folder:
-        bench = FaultBench(args.robot, Path(folder))
+        bench = FaultBench(args.robot, Path(folder), environment=environment)
         try:
             if args.load != 'none':
                 load_process(bench)
