@@ -13,25 +13,32 @@ from spear_ros.networks.spear1 import ChunkCache, PrefixInputs
 from spear_ros.processing.images import ImageSize, fit_image
 
 REFERENCE = 'networks'
+# In the order of their run: what may take minutes comes last.
 LABELS = {
     'engine': 'engine, as the robot runs it',
-    'engine_eager': 'engine without graphs (its eager twin)',
     REFERENCE: 'our plain networks, eager',
-    'compiled': 'our plain networks, torch.compile',
-    'compiled_step': 'the same, one Euler step per call',
     'transformers': "the same network from transformers' modules, eager",
     'pi0': "transformers' PI0, as many vision tokens, eager",
+    'compiled_step': 'our plain networks, torch.compile, step by step',
+    'engine_torch': 'engine, torch kernels instead of Triton',
+    'engine_eager': 'engine without graphs (its eager twin)',
+    'compiled': 'our plain networks, torch.compile, all steps in one',
 }
 
 
 class EnginePeer:
     """Our engine."""
 
-    def __init__(self, model, load, capture_graph):
+    def __init__(self, model, load, name):
         device = model.vlm.language.norm.weight.device
-        settings = EngineSettings(steps=load.steps, capture_graph=capture_graph)
+        settings = EngineSettings(
+            steps=load.steps,
+            capture_graph=name != 'engine_eager',
+            kernels='torch' if name == 'engine_torch' else 'auto',
+        )
         self.engine = Engine(model, device, settings)
-        self.note = 'graphs' if self.engine.captures else 'line by line'
+        how = 'graphs' if self.engine.captures else 'line by line'
+        self.note = '; '.join([how, *self.engine.warnings])
 
     def chunk(self, inputs):
         """(H, 8) on the host."""
@@ -64,8 +71,8 @@ class TensorPeer:
 def make(name, model, load, compile_mode):
     """Build one peer by its key in LABELS."""
     device = model.vlm.language.norm.weight.device
-    if name in ('engine', 'engine_eager'):
-        return EnginePeer(model, load, name == 'engine')
+    if name.startswith('engine'):
+        return EnginePeer(model, load, name)
     if name == REFERENCE:
         return TensorPeer(load, device, plain(model, load))
     if name in ('compiled', 'compiled_step'):

@@ -1,6 +1,6 @@
 """One chunk, several programs, one run: our engine beside what else computes the same network.
 
-    PYTHONPATH=. python benchmarks/compare_peers.py [--size spear1] [--device cuda] [--cameras 2] [--steps 10]
+    PYTHONPATH=. python benchmarks/compare_peers.py [--size spear1] [--device cuda] [--steps 10]
 
 Every program gets a process of its own and a time limit, the same weights, pictures and noise, and
 is timed from the pictures in host memory to the chunk in host memory. "difference" is the largest
@@ -87,6 +87,8 @@ def skipped(name, args, device):
     """Why a peer is not tried here, or ''."""
     if name.startswith('compiled') and device.type == 'cpu' and args.size not in COMPILED_ON_CPU:
         return 'compiling this size for a CPU takes too long'
+    if name in ('engine_torch', 'engine_eager') and device.type == 'cpu':
+        return 'on a CPU the engine is this already'
     return ''
 
 

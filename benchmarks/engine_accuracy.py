@@ -90,8 +90,8 @@ def measure(args, device):
     model = build(args.size, dtype, device)
     exact = copy.deepcopy(model).to(ABOVE[dtype])
     exact.bake()
-    graph = Engine(copy.deepcopy(model), device, EngineSettings())
-    eager = Engine(copy.deepcopy(model), device, EngineSettings(capture_graph=False))
+    graph = Engine(model, device, EngineSettings())
+    eager = Engine(model, device, EngineSettings(capture_graph=False))
     differs, repeats, fused, plain, largest, buckets = 0.0, 0.0, [], [], 0.0, set()
     end = time.monotonic() + args.seconds
     count = args.inputs or (100 if device.type == 'cuda' else 8)

@@ -1,9 +1,10 @@
 """``spear benchmark``: how fast a chunk is here, stage by stage, against what the hardware allows.
 
-Stages are the plain networks, each alone (on a GPU: one captured graph each); "engine" is what the
-robot runs, from the cameras' pictures in host memory to the chunk in host memory. "floor" is the
-least time by the roofline of this very card, measured first; "share" is floor over measured. What
-cannot be measured here stays empty. The last line of the output is one JSON object.
+"stage, alone" are the plain networks (on a GPU: one captured graph each). "engine" is what the
+robot runs: its stages, all of them in one on the device, and the whole call from the cameras'
+pictures in host memory to the chunk in host memory. "floor" is the least time by the roofline of
+this very card, measured first; "share" is floor over measured. What cannot be measured here stays
+empty. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from spear_ros.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from spear_ros.inference.chunk_bench import Plan
+    from spear_ros.inference.chunk_report import Plan
     from spear_ros.networks.spear1 import Spear1
     from spear_ros.processing.images import ImageFit
 
-COST_STEPS = (1, 2, 5, 10, 20)
-COST_HORIZONS = (5, 10, 25, 50)
+COST_STEPS = (1, 5, 10, 20)
+COST_HORIZONS = (10, 50)
 _DTYPES = ('auto', 'stored', 'float32', 'bfloat16')
 
 
@@ -44,6 +45,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument('--buckets', action='store_true', help='time every instruction length')
     parser.add_argument('--costs', action='store_true', help='vary cameras, steps and horizon')
     parser.add_argument('--eager', action='store_true', help='the engine without graphs')
+    parser.add_argument('--kernels', choices=('auto', 'triton', 'torch'), default='auto')
     parser.add_argument('--seconds', type=float, default=2.0, help='per measurement, at least 3')
     parser.add_argument('--output', type=Path, help='write the JSON object here too')
     parser.set_defaults(run=run)
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import torch
 
-    from spear_ros.inference.chunk_bench import measure, table
+    from spear_ros.inference.chunk_bench import measure
+    from spear_ros.inference.chunk_report import table
     from spear_ros.inference.engine import check_device
 
     device = check_device(args.device)
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, device: 'torch.device') -> 'tuple[Spear1, Plan]':
-    from spear_ros.inference.chunk_bench import Plan
+    from spear_ros.inference.chunk_report import Plan
     from spear_ros.inference.roofline import Workload
 
     model, name, fit = _loaded(args, device) if args.checkpoint else _drawn(args, device)
@@ -98,6 +101,7 @@ def _plan(args: argparse.Namespace, device: 'torch.device') -> 'tuple[Spear1, Pl
         cost_steps=COST_STEPS if args.costs else (),
         cost_horizons=COST_HORIZONS if args.costs else (),
         capture_graph=not args.eager,
+        kernels=args.kernels,
         seconds=args.seconds,
     )
 

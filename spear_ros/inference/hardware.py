@@ -27,7 +27,6 @@ _QUERY = {
     'temperature_c': 'temperature.gpu',
     'power_w': 'power.draw',
     'power_limit_w': 'power.limit',
-    'slowdown_reasons': 'clocks_throttle_reasons.active',
 }
 
 
@@ -64,18 +63,27 @@ def gpu_state(device: torch.device) -> dict[str, object]:
     """
     if device.type != 'cuda':
         return {}
+    for identity in filter(None, (_identity(device), str(device.index or 0))):
+        answer = _ask_nvidia_smi(identity)
+        if answer:
+            return parse_state(answer)
+    return {}
+
+
+def _ask_nvidia_smi(identity: str) -> str:
+    """One line of CSV; empty where nvidia-smi is missing or does not know a field."""
     command = [
         'nvidia-smi',
         f'--query-gpu={",".join(_QUERY.values())}',
         '--format=csv,noheader,nounits',
-        f'--id={_identity(device)}',
+        f'--id={identity}',
     ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return ''
     lines = answer.stdout.strip().splitlines()
-    return parse_state(lines[0]) if lines else {}
+    return lines[0] if lines else ''
 
 
 def parse_state(line: str) -> dict[str, object]:
@@ -86,7 +94,7 @@ def parse_state(line: str) -> dict[str, object]:
         if not value or value.startswith('['):
             continue
         try:
-            state[name] = value if name in ('driver', 'slowdown_reasons') else float(value)
+            state[name] = value if name == 'driver' else float(value)
         except ValueError:
             continue
     return state
@@ -156,8 +164,8 @@ def _ceiling_ms(timing: Timing, device: torch.device) -> float:
 
 def _identity(device: torch.device) -> str:
     """What nvidia-smi calls this device: CUDA_VISIBLE_DEVICES renumbers torch's."""
-    uuid = getattr(torch.cuda.get_device_properties(device), 'uuid', None)
-    return f'GPU-{uuid}' if uuid is not None else str(device.index or 0)
+    uuid = str(getattr(torch.cuda.get_device_properties(device), 'uuid', ''))
+    return uuid if uuid.startswith('GPU-') or not uuid else f'GPU-{uuid}'
 
 
 def _processor() -> str:

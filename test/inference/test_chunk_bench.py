@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spear_ros.inference.chunk_bench import Plan, Report, Row, measure, request_of, table
+from spear_ros.inference.chunk_bench import measure, request_of
+from spear_ros.inference.chunk_report import Plan, Report, Row, table
 from spear_ros.inference.engine import Engine, EngineSettings
-from spear_ros.inference.roofline import CARDS, STAGES, Card, Work, Workload
+from spear_ros.inference.roofline import CARDS, MOGE, SIGLIP, STAGES, Card, Work, Workload
 from spear_ros.inference.stages import COPY_IN, COPY_OUT, PREPROCESS, StageBench, random_inputs
 from spear_ros.inference.timing import Timing
 from spear_ros.networks.spear1 import Spear1, Spear1Config
@@ -76,7 +77,15 @@ def test_every_stage_has_a_floor_and_copies_of_a_cpu_stay_empty(report):
     for copy in (COPY_IN, COPY_OUT):
         assert rows[copy].timing is None
         assert 'CPU' in rows[copy].note
-    assert report.engine[-1].name == 'host to host'
+    names = [row.name for row in report.engine]
+    assert names[:6] == ['upload', 'preprocess', 'vision', 'prefill', 'denoise', 'download']
+    assert names[6:] == ['all on the device', 'host to host']
+    engine = {row.name: row for row in report.engine}
+    assert engine['upload'].timing is engine['download'].timing is None
+    assert engine['vision'].floor_ms == pytest.approx(rows[SIGLIP].floor_ms + rows[MOGE].floor_ms)
+    assert engine['host to host'].share > 0
+    whole, call = (engine[n].timing.p50 for n in ('all on the device', 'host to host'))
+    assert report.host_share_ms == pytest.approx(call - whole)
 
 
 def test_costs_vary_cameras_steps_and_horizon_and_buckets_the_text(report):
@@ -121,6 +130,7 @@ def test_a_report_without_measurements_prints_empty_cells(load):
     )
     assert any('none' in line for line in table(blank))
     assert blank.as_dict()['stages'] == []
+    assert blank.host_share_ms is None
 
 
 @pytest.mark.gpu
