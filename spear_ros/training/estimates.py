@@ -43,6 +43,9 @@ class StackCost:
     weights: float
     """Of all matrices."""
     trained: bool
+    """Gradients go through it: its activations are kept."""
+    learns: bool = True
+    """Of what is ``trained``: its own weights have gradients too."""
 
     @property
     def forward(self) -> float:
@@ -96,6 +99,8 @@ def spear1_stacks(config: Spear1Config, wrist: bool, trained: tuple[str, ...]) -
     images = config.external_tokens + (config.wrist_tokens if wrist else 0)
     prefix = images + config.text_length
     language, expert = config.language, config.expert
+    # What is learnt below or beside a frozen language stack still needs gradients through it.
+    through = any(part.startswith(('vlm.', 'projector')) for part in trained)
     encoders = [
         StackCost(
             tokens=images,
@@ -113,8 +118,8 @@ def spear1_stacks(config: Spear1Config, wrist: bool, trained: tuple[str, ...]) -
             width=language.width,
             layers=language.layers,
             weights=gemma_weights(language, language.width, language.mlp_width),
-            # A frozen language stack still passes gradients to what is trained below it.
-            trained='vlm.language' in trained or 'vlm.siglip' in trained,
+            trained=through,
+            learns='vlm.language' in trained,
         ),
         StackCost(
             tokens=config.suffix_tokens,
@@ -128,7 +133,7 @@ def spear1_stacks(config: Spear1Config, wrist: bool, trained: tuple[str, ...]) -
 
 def operations(stacks: list[StackCost]) -> float:
     """FLOP of forward and backward passes over one sample."""
-    return sum(s.forward * (3.0 if s.trained else 1.0) for s in stacks)
+    return sum(s.forward * (1.0 + s.trained * (1.0 + s.learns)) for s in stacks)
 
 
 def estimate_memory(

@@ -217,7 +217,10 @@ class VlaTask(Task[VlaConfig]):
     def stacks(self) -> list[StackCost]:
         """Sizes for the estimates; the suffix counts with all its flow times."""
         config = self.config
-        *prefix, expert = spear1_stacks(config.model, config.data.wrist, self._trained_parts())
+        parts = self._trained_parts()
+        if config.lora.rank:  # the updates' own products are not counted, the way to them is
+            parts = (*parts, 'vlm.siglip', 'vlm.language')
+        *prefix, expert = spear1_stacks(config.model, config.data.wrist, parts)
         tokens = 1 + config.tau_per_sample * config.model.flow.horizon
         return [*prefix, replace(expert, tokens=tokens)]
 

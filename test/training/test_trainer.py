@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_checkpoint(shards, tmp_path):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
     config = make_config(shards)
-    with pytest.raises(UserError, match=r'No space left .* the checkpoint of step 4 is whole'):
+    with pytest.raises(UserError, match=r'No space left .*the checkpoint of step 4 is whole'):
         Trainer(Full(config, tmp_path), tmp_path, Place()).run()
     assert run(config, tmp_path).finished  # nothing is trained again
 

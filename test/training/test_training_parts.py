@@ -35,6 +35,7 @@ from spear_ros.training.optimizer import (
     make_optimizer,
 )
 from spear_ros.training.recipes import RECIPES, change, find_recipe
+from spear_ros.training.vla_task import VlaTask
 
 
 def test_learning_rate_warms_up_linearly_and_ends_at_its_final_share():
@@ -172,6 +173,24 @@ def test_frozen_parts_cost_a_forward_pass_and_no_memory_for_gradients():
     less = estimate_memory(model, expert, config, Place())
     assert less.optimizer < 0.5 * whole.optimizer
     assert less.activations < whole.activations
+
+
+def test_what_learns_below_a_frozen_language_stack_needs_gradients_through_it():
+    model = Spear1Config.named('spear1_debug')
+    _, _, language, _ = spear1_stacks(model, True, ('expert', 'projector'))
+    assert (language.trained, language.learns) == (True, False)
+    assert operations([language]) == 2 * language.forward
+    _, _, alone, _ = spear1_stacks(model, True, ('expert',))
+    assert operations([alone]) == alone.forward
+    _, _, whole, _ = spear1_stacks(model, True, ('expert', 'vlm.language'))
+    assert operations([whole]) == 3 * whole.forward
+
+
+def test_low_rank_updates_count_the_way_to_them(tmp_path):
+    recipe = find_recipe('vla', 'spear1_finetune_24gb')
+    lora = change(recipe, ['lora.rank=16'])
+    kept = [[stack.trained for stack in VlaTask(c, tmp_path).stacks()] for c in (recipe, lora)]
+    assert kept == [[False, False, True, True], [True, False, True, True]]
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_starts():
