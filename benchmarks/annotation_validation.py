@@ -26,7 +26,6 @@ from spear_ros.annotation.box_geometry import iou
 from spear_ros.annotation.boxes import BOX_KINDS, BoxSettings, fit_box, object_points
 from spear_ros.annotation.given import points_of_depth
 from spear_ros.annotation.images import ImageSettings, to_working, working_camera
-from spear_ros.annotation.moge_depth import MogeDepth
 from spear_ros.annotation.types import AnnotationError, OrientedBox, WorkingImage
 from spear_ros.core.types import EXTERNAL
 from spear_ros.robots.registry import get_robot
@@ -100,6 +99,13 @@ class TruthViewer:
         self.depth.close()
         self.parts.close()
         self.world.close()
+
+
+def load_moge(folder):
+    """A depth estimator; torch is loaded for it alone."""
+    from spear_ros.annotation.moge_depth import MogeDepth
+
+    return MogeDepth.from_folder(folder)
 
 
 def point_map(image, depth, K, moge, told):
@@ -192,7 +198,7 @@ def main():
     parser.add_argument('--moge', type=Path)
     parser.add_argument('--write', type=Path, metavar='DIR', help='write scenes, measure nothing')
     args = parser.parse_args()
-    moge = None if args.moge is None else MogeDepth.from_folder(args.moge)
+    moge = None if args.moge is None else load_moge(args.moge)
     started = time.process_time()
     results = {kind: empty() for kind in BOX_KINDS}
     told = {'depth_error': [], 'focal_ratio': []}
