@@ -113,7 +113,7 @@ def find_bins(folders: Sequence[str], where: str) -> Path:
         elif not same_bins(file, found):
             raise UserError(
                 f'{where}: {found} and {file} differ, the same token would mean two lengths; '
-                'train on folders of one annotation run.'
+                'annotate the second one with --bins of the first.'
             )
     assert found is not None, 'read_questions refuses an empty list'
     return found

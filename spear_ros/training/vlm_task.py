@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from spear_ros.checkpoints.spear1 import CheckpointContents, save_checkpoint
+from spear_ros.checkpoints.spear1 import SPATIAL_BINS, CheckpointContents, save_checkpoint
 from spear_ros.core.errors import UserError
 from spear_ros.data.mixtures import load_mixture
 from spear_ros.networks.gemma import GemmaBlock, Rotary, attend
@@ -28,11 +28,18 @@ from spear_ros.training.question_data import (
     NO_TARGET,
     Question,
     encode_questions,
+    find_bins,
     read_picture,
     read_questions,
+    same_bins,
 )
 from spear_ros.training.question_mixture import MixedOrder
-from spear_ros.training.start import check_vocabulary, run_tokenizer, spear1_weights
+from spear_ros.training.start import (
+    check_vocabulary,
+    run_tokenizer,
+    spear1_weights,
+    without_depth,
+)
 from spear_ros.training.task import Batch, BatchStream, Task
 from spear_ros.training.vla_module import (
     choose_trained,
@@ -47,31 +54,42 @@ class VlmModule(nn.Module):
     """Holds SPEAR-VLM as ``vlm`` (names as in SPEAR-1) and returns losses."""
 
     def __init__(
-        self, config: Spear1Config, spatial: range, spatial_weight: float, recompute: bool = False
+        self,
+        config: Spear1Config,
+        spatial: range,
+        spatial_weight: float,
+        recompute: bool = False,
+        spread: tuple[float, tuple[range, ...]] = (0.0, ()),
     ) -> None:
         super().__init__()
         self.vlm = SpearVlm(config)
         self.spatial, self.spatial_weight = spatial, spatial_weight
-        self.recompute = recompute
+        self.recompute, self.spread = recompute, spread
         if recompute:
             recompute_blocks([*self.vlm.siglip.blocks, *self.vlm.moge.blocks])
 
     def forward(self, inputs: PrefixInputs, answer: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross entropy of the answers; 3-D tokens count ``spatial_weight`` times.
 
-        Also 'spatial', the unweighted loss on 3-D tokens, and 'correct', the share of answer tokens
-        that are the likeliest (no gradient).
+        Also 'spatial', the cross entropy of 3-D tokens alone (unweighted, of the right token), and
+        'correct', the share of answer tokens that are the likeliest (no gradient).
         """
         features = self._text_features(inputs, answer)
         asked = targets != NO_TARGET
         logits = self.vlm.logits(features[asked]).float()
         wanted = targets[asked]
-        each = F.cross_entropy(logits, wanted, reduction='none')
+        likely = F.log_softmax(logits, dim=-1)
+        each = -likely.gather(1, wanted[:, None])[:, 0]
         spatial = (wanted >= self.spatial.start) & (wanted < self.spatial.stop)
+        spatial_loss = (each * spatial).sum().detach() / spatial.sum().clamp_min(1)
+        width, groups = self.spread
+        for numbers in groups if width > 0 else ():
+            here = (wanted >= numbers.start) & (wanted < numbers.stop)
+            each = torch.where(here, _spread_loss(likely, wanted, numbers, width), each)
         weight = torch.where(spatial, self.spatial_weight, 1.0)
         return {
             'loss': (weight * each).sum() / len(each),
-            'spatial': (each * spatial).sum().detach() / spatial.sum().clamp_min(1),
+            'spatial': spatial_loss,
             'correct': (logits.argmax(-1) == wanted).float().mean().detach(),
         }
 
@@ -85,6 +103,14 @@ class VlmModule(nn.Module):
         for block in self.vlm.language.blocks:
             x_BPD = checkpoint(_layer, block, x_BPD, factors, mask, use_reentrant=False)
         return self.vlm.language.norm(x_BPD)[:, x_BPD.shape[1] - inputs.tokens.shape[1] :]
+
+
+def _spread_loss(likely: Tensor, wanted: Tensor, numbers: range, width: float) -> Tensor:
+    """Cross entropy (N,) with a bell of tokens around the right one; anything for other tokens."""
+    bins = torch.arange(len(numbers), device=likely.device)
+    away = (bins - (wanted[:, None] - numbers.start).clamp(0, len(numbers) - 1)).float()
+    target = torch.softmax(-0.5 * (away / width).square(), dim=-1)
+    return -(target * likely[:, numbers.start : numbers.stop]).sum(-1)
 
 
 def _layer(block: GemmaBlock, x_BPD: Tensor, factors: Rotary, mask: Tensor) -> Tensor:
@@ -116,21 +142,47 @@ class VlmTask(Task[VlmConfig]):
                 'checkpoint.'
             )
         self.spatial = self.tokenizer.ids.spatial
+        self.bins = self._find_bins()
+
+    def _find_bins(self) -> Path | None:
+        """What the 3-D tokens of the questions mean; None where no answer has any.
+
+        Raises:
+            UserError: nobody knows, or the weights to start from mean something else.
+        """
+        config = self.config
+        if not any('<3d' in q.answer for q in (*self.questions, *self.held_out)):
+            return None
+        bins = find_bins([*config.data.questions, *config.data.validation], 'data.questions')
+        before = Path(config.init).expanduser() / SPATIAL_BINS
+        if config.init and before.is_file() and not same_bins(before, bins):
+            raise UserError(
+                f'init: the 3-D tokens of {config.init} mean other lengths than those of {bins}; '
+                'annotate with --bins of that file, or start from weights before 3-D training.'
+            )
+        return bins
 
     def make_module(self) -> nn.Module:
         """SPEAR-VLM with its loss; in phase 1 only the new weights and the projectors learn."""
         config = self.config
         weight = config.spatial_weight if config.phase == 2 else 1.0
-        module = VlmModule(config.model, self.spatial, weight, config.recompute)
+        numbers = tuple(r for r in (self.spatial, self.tokenizer.ids.loc) if r is not None)
+        spread = (config.number_spread, numbers)
+        module = VlmModule(config.model, self.spatial, weight, config.recompute, spread)
         choose_trained(module, ('projector',) if config.phase == 1 else config.train)
         if config.phase == 1:
             module.vlm.language.embedding.weight.requires_grad_(True)
+        if config.depth_branch == 'absent':
+            for part in (module.vlm.moge, module.vlm.moge_projector):
+                part.requires_grad_(False)
         return module
 
     def initial_state(self) -> dict[str, Tensor]:
         """The VLM part of the weights of ``init``, or fresh ones."""
         config = self.config
         whole = spear1_weights(config.model, config.seed, config.init, config.moge)
+        if config.depth_branch == 'absent':
+            whole = without_depth(whole)
         return {name: t for name, t in whole.items() if name.startswith('vlm.')}
 
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
@@ -235,8 +287,10 @@ class VlmTask(Task[VlmConfig]):
             trained=False,
             ema=ema,
             recipe=config.recipe,
+            spatial_bins=self.bins,
         )
-        return save_checkpoint(folder, contents, whole, overwrite=True)
+        dtype = torch.bfloat16 if config.export_dtype == 'bfloat16' else None
+        return save_checkpoint(folder, contents, whole, dtype=dtype, overwrite=True)
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module, place: Place) -> dict[str, float]:
