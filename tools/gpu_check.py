@@ -33,7 +33,7 @@ RESERVE_S = 5.0
 """Kept for the summary."""
 LEFT = '{left}'
 """Stands in a command for the seconds that the step has, less a margin to report."""
-REPORT_S = 8.0
+REPORT_S = 15.0
 PASSED, FAILED, TIMED_OUT, NO_TIME = 'passed', 'failed', 'over its limit', 'no time left'
 
 ENVIRONMENT = """
