@@ -6,7 +6,10 @@ import numpy as np
 from _commands import Sent
 
 _SLOWER = 0.97
-_STEADY = 20
+_SLOWER_UNSTAMPED = 0.85
+"""Messages without a stamp are timed by their publication, which jitters by a tenth of a period."""
+_STEADY_NS = 200_000_000
+_LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,9 @@ def braking(commands: list[Sent], after_ns: int) -> Braking | None:
         commands: in order; some of them before the event.
         after_ns: time of the event.
     """
-    if len(commands) < _STEADY:
+    if len(commands) < _LEAST:
         return None
+    slower = _SLOWER if commands[0].joints is None else _SLOWER_UNSTAMPED
     p = np.array([s.p for s in commands])
     t = np.array([s.stamp_ns for s in commands])
     steps = np.linalg.norm(np.diff(p, axis=0), axis=1)
@@ -38,12 +42,13 @@ def braking(commands: list[Sent], after_ns: int) -> Braking | None:
         return None
     still = int(moving[-1]) + 1  # command after which nothing changes
     speed = steps / np.maximum(np.diff(t) * 1e-9, 1e-3)
-    before = speed[: int(np.searchsorted(t, after_ns))][-_STEADY:]
+    begin, end = np.searchsorted(t, (after_ns - _STEADY_NS, after_ns))
+    before = speed[int(begin) : int(end)]
     steady = float(np.median(before)) if len(before) else 0.0
     if steady < 0.01:
         return None
     first = still + 1  # the first that repeats its predecessor: an abrupt stop within one period
-    while first >= 2 and t[first - 1] > after_ns and speed[first - 2] < _SLOWER * steady:
+    while first >= 2 and t[first - 1] > after_ns and speed[first - 2] < slower * steady:
         first -= 1
     first = min(first, len(commands) - 1)
     return Braking(int(t[first]), int(t[min(still, len(t) - 1)]))
