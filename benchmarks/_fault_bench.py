@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _camera_relay
 import _sway_policy
+from _braking import usual_drop_m_s
 from _commands import CommandLog, Sent, distance
 from _fault_table import Fault
 
@@ -208,7 +209,9 @@ class FaultBench:
         path = wiring(folder, robot) if patient else share_file(f'config/robots/{robot}.yaml')
         self.config = load_robot_config(path).simulated()
         self.spec = get_robot(self.config.model, self.config.gripper)
-        self.log = CommandLog(self.spec, load_limits(self.spec))
+        limits = load_limits(self.spec)
+        self.log = CommandLog(self.spec, limits)
+        self.drop_m_s = usual_drop_m_s(limits.nominal.linear_m_s2, 1.0 / self.spec.control_rate_hz)
         self.changes: list[Change] = []
         self.statuses = 0
         """Status messages of the executor so far."""

@@ -192,7 +192,7 @@ def measure(bench: FaultBench, wire: Wire, name: str, onset: Callable[[int], int
         if fault.then == RECOVER:
             bench.recover()
         return (commands[-1].sent_ns - known) * 1e-6
-    found = braking(commands, min(known, commands[-1].stamp_ns))
+    found = braking(commands, min(known, commands[-1].stamp_ns), bench.drop_m_s)
     if found is None:
         raise MaskedError('no clear brake')
     return (found.first_ns - known) * 1e-6

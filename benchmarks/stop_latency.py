@@ -65,7 +65,7 @@ def run(bench: FaultBench, stops: int) -> dict:
             lost += 1
             print(f'lost: {error}', flush=True)
             continue
-        found = braking(bench.log.since(begin - 0.35), asked_ns)
+        found = braking(bench.log.since(begin - 0.35), asked_ns, bench.drop_m_s)
         if found is None:
             lost += 1
             continue
