@@ -1,6 +1,7 @@
 """SPEAR-VLM against itself without depth, against random pixels, and against no picture at all.
 
-    python benchmarks/vlm_ablation.py --folder DIR --moge MOGE_EXPORT [--scenes 3500] [--seeds 3]
+    OMP_NUM_THREADS=1 python benchmarks/vlm_ablation.py --folder DIR --moge MOGE_EXPORT \\
+        [--scenes 3500] [--seeds 3] [--minutes 9]
 
 Every arm starts from one base that knows places in the picture but no depth (as PaliGemma does
 before its 3D training), has the same network, the same number of samples and the same optimiser:
@@ -12,12 +13,15 @@ before its 3D training), has the same network, the same number of samples and th
 
 Judged on scenes of held-out seeds by the questions about objects; ``pixels`` besides by its own
 question at the true pixel of an object's centre, for it was never told what a red cube is.
-Resumable: data by the hundred scenes, runs by their checkpoints, and each finished run is a JSON in
-DIR/results. One thread. Prints the table, and one JSON object in the last line.
+The number of steps is what fits into --minutes of CPU time on this machine, timed once on the full
+arm and kept in DIR/plan.json: a batch is so many pictures with all their questions. Resumable: data
+by the hundred scenes, runs by their checkpoints; each finished run is a JSON in DIR/results. One
+thread. Prints the table, and one JSON object in the last line.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,6 +78,25 @@ def train(folder, settings):
     return folder / 'export', time.process_time() - started
 
 
+def make_plan(folder, minutes, batch, moge):
+    """Steps of every run, from the CPU time of some steps of the full arm; made once."""
+    path = folder / 'plan.json'
+    if not path.exists():
+        seconds = []
+        for steps in (4, 16):
+            with tempfile.TemporaryDirectory() as place:
+                settings = [
+                    f'data.questions={folder / "data" / "train"}', f'batch_size={batch}',
+                    f'tokenizer={tokenizer(folder)}', f'steps={steps}', 'device=cpu',
+                    'optimizer.warmup_steps=1', *([f'moge={moge}'] if moge else []),
+                ]  # fmt: skip
+                seconds.append(train(Path(place), settings)[1])
+        step_s = (seconds[1] - seconds[0]) / 12
+        plan = {'steps': max(100, int(60 * minutes / step_s)), 'batch': batch, 'step_s': step_s}
+        path.write_text(json.dumps(plan))
+    return json.loads(path.read_text())
+
+
 def make_base(folder, steps, batch):
     """The start of every arm: places in two dimensions, without depth."""
     export, cpu_s = train(
@@ -112,12 +135,13 @@ def place_figures(export, folder):
     return {'places': told['place'], 'constant': everywhere['place']}
 
 
-def run_arm(folder, arm, seed, base, moge, steps, batch):
+def run_arm(folder, arm, seed, base, moge, plan):
     """Train and judge one arm with one seed; skipped where its result is there."""
     path = folder / 'results' / f'{arm}-{seed}.json'
     if path.exists():
         return
     data, depth = ARMS[arm]
+    steps, batch = plan['steps'], plan['batch']
     settings = [
         f'data.questions={folder / "data" / data}', f'init={base}', f'seed={seed + 1}', depth,
         f'steps={steps}', f'batch_size={batch}', 'device=cpu',
@@ -126,7 +150,7 @@ def run_arm(folder, arm, seed, base, moge, steps, batch):
         settings.append(f'moge={moge}')
     export, cpu_s = train(folder / 'runs' / f'{arm}-{seed}', settings)
     started = time.process_time()
-    result = {'arm': arm, 'seed': seed, 'steps': steps, 'samples': steps * batch, 'cpu_s': cpu_s,
+    result = {'arm': arm, 'seed': seed, 'steps': steps, 'pictures': steps * batch, 'cpu_s': cpu_s,
               **judge_arm(folder, export, arm)}  # fmt: skip
     result['evaluation_cpu_s'] = time.process_time() - started
     path.write_text(json.dumps(result))
@@ -186,7 +210,8 @@ def constant(folder, data, held_out):
 
 
 ROWS = (
-    ('centre_point', 'error_mean'), ('closest_point', 'error_mean'),
+    ('centre_point', 'error_mean'), ('centre_point', 'depth_error_mean'),
+    ('closest_point', 'error_mean'),
     ('furthest_point', 'error_mean'), ('box', 'error_mean'), ('box', 'vertex_error_mean'),
     ('box', 'iou_mean'), ('distance', 'error_mean'), ('distance', 'length_error_mean'),
     ('projection', 'error_mean'), ('closer', 'error_mean'), ('closer', 'right_name'),
@@ -246,9 +271,9 @@ def main():
     )
     parser.add_argument('--scenes', type=int, default=3500)
     parser.add_argument('--held-out', type=int, default=300)
-    parser.add_argument('--base-steps', type=int, default=900)
-    parser.add_argument('--steps', type=int, default=500)
-    parser.add_argument('--batch', type=int, default=24)
+    parser.add_argument('--minutes', type=float, default=9.0, help='CPU time of each training')
+    parser.add_argument('--base-factor', type=float, default=1.0, help='times as long for the base')
+    parser.add_argument('--batch', type=int, default=16, help='pictures')
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--only', default='', help='data, base, table, or an arm')
     args = parser.parse_args()
@@ -260,11 +285,12 @@ def main():
             print(scenes.write_questions(args.folder / 'data'))
         if args.only == 'data':
             return
-        base = make_base(args.folder, args.base_steps, args.batch)
+        plan = make_plan(args.folder, args.minutes, args.batch, args.moge)
+        base = make_base(args.folder, int(args.base_factor * plan['steps']), plan['batch'])
         arms = [a for a in ARMS if args.only in ('', a) and (args.moge or a == 'no_depth')]
         for seed in range(args.seeds if args.only != 'base' else 0):
             for arm in arms:
-                run_arm(args.folder, arm, seed, base, args.moge, args.steps, args.batch)
+                run_arm(args.folder, arm, seed, base, args.moge, plan)
     lines, told = table(args.folder)
     print('\n'.join(lines))
     print(json.dumps({'machine': machine(), 'figures': told}))

@@ -44,9 +44,10 @@ def score(items: Sequence[Judged]) -> dict[str, dict[str, float]]:
 
     ``n``; ``token_accuracy``; ``malformed`` (share without an answer of the right form, which has
     no other figure); ``error_mean`` and ``error_median`` of points, box centres, distance vectors
-    and places (Euclidean; places in shares of the picture); ``vertex_error_mean`` and ``iou_mean``
-    of boxes; ``length_error_mean`` of distances; ``right_name`` of the closer object; ``coverage``,
-    the share of true numbers inside of the network's own 90 % interval.
+    and places (Euclidean; places in shares of the picture); ``depth_error_mean`` of points, along
+    the optical axis alone; ``vertex_error_mean`` and ``iou_mean`` of boxes; ``length_error_mean``
+    of distances; ``right_name`` of the closer object; ``coverage``, the share of true numbers
+    inside of the network's own 90 % interval.
 
     Raises:
         UserError: lengths of two scale types.
@@ -77,6 +78,8 @@ def _family(family: str, items: Sequence[Judged]) -> dict[str, float]:
     errors = _errors(family, truth, told)
     figures['error_mean'] = float(errors.mean())
     figures['error_median'] = float(np.median(errors))
+    if family in POINTS:
+        figures['depth_error_mean'] = float(np.abs(truth[:, 2] - told[:, 2]).mean())
     if family == 'box':
         figures |= box_figures(truth, told)
     if family == 'distance':

@@ -1,6 +1,7 @@
 """SPEAR-VLM's answer drawn into the picture, with its words below."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from spear_ros.core.types import FloatArray, ImageArray
 
 if TYPE_CHECKING:
     from spear_ros.annotation.question_words import Asked
-    from spear_ros.cli.vlm_checkpoint import OpenVlm
     from spear_ros.inference.vlm import Answer
+    from spear_ros.processing.spatial_bins import SpatialBins
 
 COLOURS = ((255, 80, 40), (40, 140, 255))
 """RGB of the first and second object."""
@@ -21,36 +22,32 @@ LINE_PX = 20
 MOST_LINES = 14
 
 
-def draw(
-    out: Path,
-    picture: ImageArray,
-    asked: 'Asked',
-    answers: Sequence['Answer'],
-    vlm: 'OpenVlm',
-    lines: Sequence[str],
-    fov_y_deg: float | None,
-) -> None:
-    """Write the PNG.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """A question and what is to be shown of its answer."""
 
-    Args:
-        out: file to write.
-        picture: (H, W, 3) uint8 RGB as the network saw it, larger.
-        asked: the question.
-        answers: of the question, then of "where do the corners of X lie in the image" per object.
-        vlm: for the bins.
-        lines: the answer in words.
-        fov_y_deg: camera that 3D answers are drawn by; None draws the boxes of the later answers.
+    asked: 'Asked'
+    answers: Sequence['Answer']
+    """Of the question, then of "where do the corners of X lie in the image" for each object."""
+    lines: Sequence[str]
+    """The answer in words."""
+    bins: 'SpatialBins'
+    fov_y_deg: float | None = None
+    """Camera that 3D answers are drawn by; None draws the boxes of the later answers."""
+
+
+def draw(out: Path, picture: ImageArray, told: Told) -> None:
+    """Write the PNG: the picture (H, W, 3) uint8 RGB as the network saw it, words below.
 
     Raises:
         UserError: the file cannot be written.
     """
     canvas = np.ascontiguousarray(picture)
-    drawn = _by_camera(canvas, asked, answers[0], vlm, fov_y_deg)
-    how = f'drawn by a camera of {fov_y_deg} degrees'
-    if not drawn:
-        _by_the_network(canvas, asked, answers[1:])
+    how = f'drawn by a camera of {told.fov_y_deg} degrees'
+    if not _by_camera(canvas, told):
+        _by_the_network(canvas, told)
         how = 'boxes: where the network sees them (asked in addition)'
-    shown = [f'"{asked.question}"', *lines[: MOST_LINES - 2], how]
+    shown = [f'"{told.asked.question}"', *told.lines[: MOST_LINES - 2], how]
     bgr = cv2.cvtColor(np.vstack([canvas, _panel(shown, canvas.shape[1])]), cv2.COLOR_RGB2BGR)
     ok, blob = cv2.imencode('.png', bgr)
     assert ok
@@ -60,19 +57,17 @@ def draw(
         raise UserError(f'--out {out}: cannot write ({error.strerror}).') from None
 
 
-def _by_camera(
-    canvas: ImageArray, asked: 'Asked', answer: 'Answer', vlm: 'OpenVlm', fov_y_deg: float | None
-) -> bool:
+def _by_camera(canvas: ImageArray, told: Told) -> bool:
     """Draw points or boxes in 3D; False where there is no camera, or nothing with a place."""
     from spear_ros.annotation.box_geometry import project
     from spear_ros.inference.vlm import lengths
 
-    if fov_y_deg is None or asked.family in ('distance', 'closer', 'projection'):
+    if told.fov_y_deg is None or told.asked.family in ('distance', 'closer', 'projection'):
         return False
     height, width = canvas.shape[:2]
-    focal = 0.5 * height / np.tan(0.5 * np.deg2rad(fov_y_deg))
+    focal = 0.5 * height / np.tan(0.5 * np.deg2rad(told.fov_y_deg))
     K = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
-    pixels = project(lengths(answer, vlm.bins).value.reshape(-1, 3), K)
+    pixels = project(lengths(told.answers[0], told.bins).value.reshape(-1, 3), K)
     if len(pixels) == 8:
         _box(canvas, pixels, COLOURS[0])
     else:
@@ -80,11 +75,11 @@ def _by_camera(
     return True
 
 
-def _by_the_network(canvas: ImageArray, asked: 'Asked', answers: Sequence['Answer']) -> None:
+def _by_the_network(canvas: ImageArray, told: Told) -> None:
     from spear_ros.inference.vlm import places
 
     height, width = canvas.shape[:2]
-    for name, answer, colour in zip(asked.objects, answers, COLOURS, strict=False):
+    for name, answer, colour in zip(told.asked.objects, told.answers[1:], COLOURS, strict=False):
         shares = places(answer).value.reshape(8, 2)
         pixels = shares[:, ::-1] * (width, height)
         _box(canvas, pixels, colour)

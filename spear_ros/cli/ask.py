@@ -52,7 +52,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
 def run(args: argparse.Namespace) -> int:
     """Answer one question."""
     from spear_ros.annotation.question_words import ask, recognise
-    from spear_ros.cli.answer_drawing import draw
+    from spear_ros.cli.answer_drawing import Told, draw
     from spear_ros.cli.vlm_checkpoint import open_vlm
     from spear_ros.inference.vlm import GRAMMARS
 
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     lines = describe(asked, answers[0], vlm)
     print('\n'.join(lines))
     out = args.out or Path(f'{args.image.stem}_answer.png')
-    draw(out, picture, asked, answers, vlm, lines, args.fov_y)
+    told = Told(asked=asked, answers=answers, lines=lines, bins=vlm.bins, fov_y_deg=args.fov_y)
+    draw(out, picture, told)
     print(f'drawn in {out}')
     return 0
 

@@ -210,8 +210,18 @@ class VlmDataConfig:
     validation: tuple[str, ...] = ()
     text_length: int = 96
     """Tokens of question and answer together."""
+    by_picture: bool = False
+    """batch_size counts pictures, each with all its questions (up to 8): both encoders, the larger
+    part of the work of small models, run once per picture."""
     jitter: float = 0.2
     threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.by_picture and self.mixture:
+            raise UserError(
+                'data.by_picture = true and data.mixture exclude each other: shares are counted '
+                'in questions; leave one out.'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ class IndexedStream:
         seed: int,
         load: Callable[[list[int]], Batch],
         threads: int = 2,
+        *,
         order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         if count < place.world:

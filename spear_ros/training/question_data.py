@@ -129,6 +129,18 @@ def _source(data: Mapping[str, Any]) -> str:
     return str(provenance.get('source', '')) if isinstance(provenance, dict) else ''
 
 
+def packs(questions: Sequence[Question], most: int) -> list[tuple[int, ...]]:
+    """Numbers of the questions about one picture together, in packs of at most ``most``."""
+    pictures: dict[Path, list[int]] = {}
+    for number, question in enumerate(questions):
+        pictures.setdefault(question.image, []).append(number)
+    return [
+        tuple(numbers[i : i + most])
+        for numbers in pictures.values()
+        for i in range(0, len(numbers), most)
+    ]
+
+
 def read_picture(question: Question, size: tuple[int, int]) -> ImageArray:
     """The picture of a question at (rows, columns), centre-cropped.
 

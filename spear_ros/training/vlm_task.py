@@ -1,6 +1,6 @@
 """Training SPEAR-VLM in two phases; the export is a checkpoint that SPEAR-1 starts from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from spear_ros.training.question_data import (
     Question,
     encode_questions,
     find_bins,
+    packs,
     read_picture,
     read_questions,
     same_bins,
@@ -48,6 +49,7 @@ from spear_ros.training.vla_module import (
 )
 
 EVALUATED = 256
+MOST_IN_PACK = 8
 
 
 class VlmModule(nn.Module):
@@ -68,13 +70,22 @@ class VlmModule(nn.Module):
         if recompute:
             recompute_blocks([*self.vlm.siglip.blocks, *self.vlm.moge.blocks])
 
-    def forward(self, inputs: PrefixInputs, answer: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        inputs: PrefixInputs,
+        answer: Tensor,
+        targets: Tensor,
+        picture: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Cross entropy of the answers; 3-D tokens count ``spatial_weight`` times.
+
+        ``picture`` (B,) names the row of ``inputs.external`` that each question is about; None: its
+        own one.
 
         Also 'spatial', the cross entropy of 3-D tokens alone (unweighted, of the right token), and
         'correct', the share of answer tokens that are the likeliest (no gradient).
         """
-        features = self._text_features(inputs, answer)
+        features = self._text_features(inputs, answer, picture)
         asked = targets != NO_TARGET
         logits = self.vlm.logits(features[asked]).float()
         wanted = targets[asked]
@@ -93,16 +104,33 @@ class VlmModule(nn.Module):
             'correct': (logits.argmax(-1) == wanted).float().mean().detach(),
         }
 
-    def _text_features(self, inputs: PrefixInputs, answer: Tensor) -> Tensor:
+    def _text_features(
+        self, inputs: PrefixInputs, answer: Tensor, picture: Tensor | None
+    ) -> Tensor:
         """:meth:`SpearVlm.text_features`, layers computed again where that is asked for."""
-        if not (self.recompute and torch.is_grad_enabled()):
-            return self.vlm.text_features(inputs, answer)
-        x_BPD, valid_BP = self.vlm.embed_prefix(inputs)
+        vlm = self.vlm
+        x_BPD, valid_BP = self._prefix(inputs, picture)
         mask = prefix_lm_mask(x_BPD.shape[1], valid_BP, answer)
-        factors = self.vlm.language.rotary(prefix_positions(x_BPD, valid_BP))
-        for block in self.vlm.language.blocks:
+        positions = prefix_positions(x_BPD, valid_BP)
+        text = inputs.tokens.shape[1]
+        if not (self.recompute and torch.is_grad_enabled()):
+            return vlm.language(x_BPD, mask, positions)[:, x_BPD.shape[1] - text :]
+        factors = vlm.language.rotary(positions)
+        for block in vlm.language.blocks:
             x_BPD = checkpoint(_layer, block, x_BPD, factors, mask, use_reentrant=False)
-        return self.vlm.language.norm(x_BPD)[:, x_BPD.shape[1] - inputs.tokens.shape[1] :]
+        return vlm.language.norm(x_BPD)[:, x_BPD.shape[1] - text :]
+
+    def _prefix(self, inputs: PrefixInputs, picture: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """:meth:`SpearVlm.embed_prefix`; pictures that several questions share are encoded once."""
+        if picture is None:
+            return self.vlm.embed_prefix(inputs)
+        text = self.vlm.language.embed(inputs.tokens)
+        images = self.vlm.encode_image(inputs.external)[picture].to(text.dtype)
+        x_BPD = torch.cat([images, text], dim=1)
+        valid_BP = torch.ones(x_BPD.shape[:2], dtype=torch.bool, device=x_BPD.device)
+        if inputs.token_mask is not None:
+            valid_BP[:, images.shape[1] :] = inputs.token_mask
+        return x_BPD, valid_BP
 
 
 def _spread_loss(likely: Tensor, wanted: Tensor, numbers: range, width: float) -> Tensor:
@@ -143,6 +171,8 @@ class VlmTask(Task[VlmConfig]):
             )
         self.spatial = self.tokenizer.ids.spatial
         self.bins = self._find_bins()
+        alone = [(i,) for i in range(len(self.questions))]
+        self.packs = packs(self.questions, MOST_IN_PACK) if config.data.by_picture else alone
 
     def _find_bins(self) -> Path | None:
         """What the 3-D tokens of the questions mean; None where no answer has any.
@@ -195,8 +225,8 @@ class VlmTask(Task[VlmConfig]):
         config = self.config
         count = config.batch_size // place.world // config.accumulate
         return IndexedStream(
-            len(self.questions), count, place, config.seed, self._load, config.data.threads,
-            self._order(),
+            len(self.packs), count, place, config.seed, self._load, config.data.threads,
+            order=self._order(),
         )  # fmt: skip
 
     def _order(self) -> MixedOrder | None:
@@ -208,12 +238,19 @@ class VlmTask(Task[VlmConfig]):
         return MixedOrder(sources, load_mixture(name), self.config.seed)
 
     def _load(self, numbers: list[int]) -> Batch:
-        return self._batch([self.questions[i] for i in numbers])
+        chosen = [self.packs[i] for i in numbers]
+        batch = self._batch([self.questions[i] for pack in chosen for i in pack], chosen)
+        if self.config.data.by_picture:
+            rows = [row for row, pack in enumerate(chosen) for _ in pack]
+            batch['picture'] = np.array(rows, np.int64)
+        return batch
 
-    def _batch(self, pairs: list[Question]) -> Batch:
+    def _batch(self, pairs: list[Question], chosen: Sequence[Sequence[int]] = ()) -> Batch:
+        """Texts of all pairs; a picture for each, or one for each pack that they come in."""
         size = self.config.model.external_size
+        starts = np.cumsum([0, *map(len, chosen)])[:-1] if chosen else range(len(pairs))
         return {
-            'pictures': np.stack([read_picture(pair, size) for pair in pairs]),
+            'pictures': np.stack([read_picture(pairs[i], size) for i in starts]),
             'text': encode_questions(pairs, self.tokenizer, self.config.data.text_length),
             'key': [pair.key for pair in pairs],
         }
@@ -243,6 +280,7 @@ class VlmTask(Task[VlmConfig]):
             ),
             'answer': to_device(text.answer, device),
             'targets': to_device(text.targets, device),
+            'picture': to_device(batch['picture'], device) if 'picture' in batch else None,
         }
 
     def after_backward(self, module: nn.Module) -> None:

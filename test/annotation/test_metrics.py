@@ -39,6 +39,8 @@ def test_right_answers_have_no_error(family):
 def test_errors_are_distances_in_the_unit_of_the_labels():
     point = score([judged('centre_point', (0, 0, 1), (0.03, 0.04, 1))])['centre_point']
     assert point['error_mean'] == pytest.approx(0.05)
+    deep = score([judged('centre_point', (0, 0, 1), (0.3, 0.4, 0.8))])['centre_point']
+    assert deep['depth_error_mean'] == pytest.approx(0.2)
     far = score([judged('distance', (0.3, 0, 0.4), (0, 0.3, 0.4))])['distance']
     assert far['error_mean'] == pytest.approx(0.3 * np.sqrt(2))
     assert far['length_error_mean'] == pytest.approx(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name('vlm_processes.py')
-LIMIT_S = 600
+LIMIT_S = 1800
 
 
 def environment():

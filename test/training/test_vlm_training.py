@@ -273,3 +273,51 @@ def test_spear1_trains_on_from_the_vlm_and_keeps_its_frozen_parts(questions, sha
     tokenizers = [(f / 'export' / 'tokenizer.json').read_bytes()
                   for f in (tmp_path / 'vlm', tmp_path / 'vla')]  # fmt: skip
     assert tokenizers[0] == tokenizers[1]
+
+
+def several_a_picture(questions, folder):
+    """Three questions about each of four pictures, and one about a fifth."""
+    folder.mkdir()
+    lines = []
+    for i in range(5):
+        (folder / f'{i}.jpg').write_bytes((Path(questions) / f'{i}.jpg').read_bytes())
+        lines += [
+            {
+                'key': f'q{i}-{j}', 'image': f'{i}.jpg', 'question': 'where is the ' + 'cube ' * j,
+                'answer': f'<3d{100 * i + j:04d}>' * (j + 1),
+            }
+            for j in range(3 if i < 4 else 1)
+        ]  # fmt: skip
+    (folder / 'questions.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+    write_bins(folder / 'bins.json')
+    return str(folder)
+
+
+def test_questions_about_one_picture_share_its_features_and_lose_nothing(questions, tmp_path):
+    folder = several_a_picture(questions, tmp_path / 'data')
+    settings = ('data.by_picture=true', 'batch_size=5', 'data.jitter=0.0')
+    task = VlmTask(make_config(folder, *settings), tmp_path / 'run')
+    task.prepare(Place())
+    stream = task.stream(Place())
+    batch = next(stream)
+    stream.close()
+    assert sorted(batch['key']) == sorted(q.key for q in task.questions)
+    assert len(batch['pictures']) == 5
+    torch.manual_seed(0)
+    module = VlmModule(task.config.model, task.spatial, 2.0)
+    together = task.inputs(batch, torch.device('cpu'), 1)
+    alone = dict(together, picture=None)
+    whole = together['inputs']
+    alone['inputs'] = type(whole)(
+        external=whole.external[together['picture']],
+        tokens=whole.tokens,
+        token_mask=whole.token_mask,
+    )
+    for name, loss in module(**together).items():
+        torch.testing.assert_close(loss, module(**alone)[name])
+    run(make_config(folder, *settings, 'steps=2'), tmp_path / 'whole')
+
+
+def test_packs_and_a_mixture_exclude_each_other(questions):
+    with pytest.raises(UserError, match='by_picture'):
+        make_config(questions, 'data.by_picture=true', 'data.mixture=spear_vlm_stage1')
