@@ -23,6 +23,7 @@ from spear_ros.core.reasons import Reason
 from spear_ros.core.types import ActionChunk, FloatArray, Observation
 from spear_ros.policies.base import ChunkPrefix, Policy
 from spear_ros.runtime.decode import check_instruction
+from spear_ros.runtime.drift import DriftAlarm
 from spear_ros.runtime.observation_buffer import InputProblem, StreamHealth
 
 # A frame this much early (share of the period) still counts as due: cameras run at 15 or 30 Hz and
@@ -144,6 +145,7 @@ class InferenceLoop:
         self._sequence = 0
         self._inference_ms: deque[float] = deque(maxlen=100)
         self._overhead_ms: deque[float] = deque(maxlen=100)
+        self._drift = DriftAlarm(clock_ns)
         self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text='no instruction yet')
 
     # ---------------------------------------------------------------- from the node's callbacks
@@ -202,7 +204,7 @@ class InferenceLoop:
                 streams=self._buffer.stream_status(self._now()),
                 ready=self._problem.reason == Reason.NONE,
                 reason=self._problem.reason,
-                text=self._problem.text,
+                text=self._problem.text or self._warnings(),
             )
 
     # ---------------------------------------------------------------------- in the loop's thread
@@ -279,8 +281,13 @@ class InferenceLoop:
             self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text=text)
             return None
         self._inference_ms.append((time.perf_counter() - started) * 1e3)
+        self._drift.add(self._inference_ms[-1])
         self._problem = InputProblem(reason=Reason.NONE, text='')
         return chunk
+
+    def _warnings(self) -> str:
+        """Say what is slower than it could be while chunks are produced."""
+        return ' '.join([*getattr(self._policy, 'warnings', ()), self._drift.text]).strip()
 
     def _forget_episode(self) -> None:
         self._needs_reset, self._last_chunk, self._next_due_ns = True, None, None

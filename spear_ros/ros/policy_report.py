@@ -80,10 +80,12 @@ def stream_message(stream: StreamHealth) -> StreamStatus:
 
 def diagnostics_message(status: PolicyStatus) -> DiagnosticArray:
     """Return the same facts for rqt_robot_monitor: one entry for the policy, one per stream."""
-    silent = status.lifecycle_state == 'active' and not status.ready
+    active = status.lifecycle_state == 'active'
+    # A text beside chunks is a warning: slower than it could be, or slower than it was.
+    warn = active and (not status.ready or bool(status.text))
     entries = [
         DiagnosticStatus(
-            level=DiagnosticStatus.WARN if silent else DiagnosticStatus.OK,
+            level=DiagnosticStatus.WARN if warn else DiagnosticStatus.OK,
             name='policy_node: policy',
             message=status.text or 'producing chunks',
             hardware_id=status.embodiment,

@@ -202,6 +202,26 @@ def test_a_failing_inference_gives_no_chunk_and_the_reason_and_recovers(rig, err
     assert rig.loop.report().ready
 
 
+def test_what_runs_slower_than_it_could_is_said_while_chunks_are_produced(rig):
+    rig.policy.warnings = ('running without graphs.',)
+    rig.loop.set_instruction('touch it')
+    rig.frame(1000)
+    report = rig.loop.report()
+    assert report.ready
+    assert report.text == 'running without graphs.'
+
+
+def test_inference_that_has_become_slower_is_said_too(rig):
+    rig.loop._drift._reference_ms = 1e-3  # faster than any inference that follows
+    rig.loop._drift._skipped = 5
+    rig.policy.during = lambda: rig.loop._drift.add(50.0)
+    rig.loop.set_instruction('touch it')
+    for i in range(60):
+        rig.frame(1000 + 200 * i)
+    assert 'inference has become slower' in rig.loop.report().text
+    assert rig.loop.report().ready
+
+
 def test_an_input_problem_is_reported_with_its_reason(rig):
     rig.loop.set_instruction('touch it')
     rig.buffer.problem = InputProblem(reason=Reason.CAMERA_FROZEN, text='external is frozen')
