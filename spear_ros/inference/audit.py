@@ -65,7 +65,7 @@ class Audit(TorchDispatchMode):
         ):
             self.forbidden.append(f'{name}: boolean index, a shape that depends on values')
         if name not in VIEWS:
-            seen = {t.data_ptr(): t.numel() * t.element_size() for t in given + made}
+            seen = {_place(t): t.numel() * t.element_size() for t in given + made}
             self.bytes_moved += sum(seen.values())
         return result
 
@@ -73,3 +73,8 @@ class Audit(TorchDispatchMode):
     def launches(self) -> Counter[str]:
         """How often each operation that is no view was called."""
         return Counter(name for name, _ in self.log if name not in VIEWS)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """Name a piece of memory, also on the device ``meta``, which has none."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset()

@@ -133,7 +133,7 @@ class ChunkBuffers:
         )
         self.host_actions = torch.zeros(horizon, ACTION_DIM, pin_memory=pinned)
         self.block, self.images, self.actions = self.host_block, self.host_images, self.host_actions
-        if pinned:
+        if device.type != 'cpu':
             self.block = torch.zeros_like(self.host_block, device=device)
             self.images = tuple(torch.zeros_like(i, device=device) for i in self.host_images)
             self.actions = torch.zeros_like(self.host_actions, device=device)

@@ -219,8 +219,7 @@ class FusedSpear1:
         ops, layer = self.ops, weights.layers[i]
         qkv = ops.linear(ops.add_layer_norm(x, y, layer.norm1), layer.qkv)
         a = [
-            _attend_picture(part, weights.heads)
-            for part in qkv.split(self._split(weights, len(x)))
+            _attend_picture(part, weights.heads) for part in qkv.split(self._split(weights, len(x)))
         ]
         y = ops.linear(a[0] if len(a) == 1 else torch.cat(a), layer.out)
         h = ops.linear(ops.add_layer_norm(x, y, layer.norm2), layer.up)
@@ -242,7 +241,9 @@ class FusedSpear1:
         first = b.layout.end - len(x)
         causal = first == b.layout.suffix
         for layer, kv in zip(self.weights.expert.layers, b.kv, strict=True):
-            keys = SuffixKeys(kv=kv, first=first, mask=mask, causal=causal)
+            keys = SuffixKeys(
+                kv=kv, first=first, bias=b.inputs['key_bias'], mask=mask, causal=causal
+            )
             x = self.ops.expert_layer(x, layer, factors, keys)
         return x
 

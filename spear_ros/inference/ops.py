@@ -39,8 +39,11 @@ class SuffixKeys:
     """(T, 2 G K) cache rows [k | v] of this layer."""
     first: int
     """Row of the first token of this call; it and the following are written."""
+    bias: Tensor
+    """(T,) float32, minus infinity where nobody looks."""
     mask: Tensor
-    """Additive, (1, 1, 1, T), or (1, 1, M R, T) with R = N / G, while proprioception is a token."""
+    """The same for torch's attention, (1, 1, 1, T), or (1, 1, M R, T) with R = N / G while
+    proprioception is a token."""
     causal: bool
     """The first token is proprioception: it must not look at the others."""
 
