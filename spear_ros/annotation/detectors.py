@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 10 << 20
 
 
 def clean_label(label: object) -> str:
-    """A label as questions use it: lower case, without article and without a counting number.
+    """A label as questions use it: lower case, without underscores, article and counting number.
 
     "A mug", "mug" and "mug 2" are one class, so that two of them are seen to be two.
 
@@ -38,7 +38,9 @@ def clean_label(label: object) -> str:
         raise AnnotationError(FailureKind.MALFORMED_ANSWER, f'label {str(label)[:60]!r}')
     if any(c in label for c in '<>{}') or not label.isprintable():
         raise AnnotationError(FailureKind.MALFORMED_ANSWER, f'label {label!r} is not plain text')
-    words = label.lower().split()
+    words = label.lower().replace('_', ' ').split()
+    if not words:
+        raise AnnotationError(FailureKind.MALFORMED_ANSWER, f'label {label!r}')
     if len(words) > 1 and words[0] in ('a', 'an', 'the'):
         words = words[1:]
     if len(words) > 1 and words[-1].strip('#()').isdigit():

@@ -19,7 +19,7 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.types import FloatArray, ImageArray
 
 COLOURS = ((230, 60, 60), (60, 170, 60), (70, 90, 230), (220, 160, 30), (160, 60, 190))
-VIEW_YAW, VIEW_PITCH = 40.0, -35.0
+VIEW_YAW, VIEW_PITCH = 50.0, 15.0
 """Degrees; the view of the cloud from the side."""
 
 
@@ -129,7 +129,7 @@ def _view(
     for thing, colour in zip(annotation.objects, _colours(), strict=False):
         flat = place(thing.vertices)
         _draw_edges(canvas, flat, colour)
-        _write(canvas, thing.label, _pixel(flat.min(axis=0)), colour)
+        _write(canvas, thing.label, _pixel(flat.min(axis=0) - (0, 8)), colour)
     length = 10.0 ** np.floor(np.log10(0.5 * span))
     unit = 'm' if annotation.scale == 'metric' else '(affine)'
     end = (10 + round(length * scale), side - 12)
