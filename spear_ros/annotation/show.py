@@ -21,6 +21,8 @@ from spear_ros.core.types import FloatArray, ImageArray
 COLOURS = ((230, 60, 60), (60, 170, 60), (70, 90, 230), (220, 160, 30), (160, 60, 190))
 VIEW_YAW, VIEW_PITCH = 50.0, 15.0
 """Degrees; the view of the cloud from the side."""
+PAPER = 205
+"""Grey behind the cloud: white things must be seen."""
 
 
 def write_page(out: Path, count: int) -> Path:
@@ -94,7 +96,7 @@ def draw_cloud(
     """
     side = rgb.shape[0]
     if not annotation.objects:
-        return np.full((side, 2 * side, 3), 255, np.uint8)
+        return np.full((side, 2 * side, 3), PAPER, np.uint8)
     colours = rgb.astype(float)
     for thing, colour in zip(annotation.objects, _colours(), strict=False):
         mask = masks.get(thing.number)
@@ -111,7 +113,7 @@ def _view(
     side: int, annotation: ImageAnnotation, points: FloatArray, colours: ImageArray, R: FloatArray
 ) -> ImageArray:
     """Parallel view along the third axis of ``R`` (view axes from camera axes), square."""
-    canvas = np.full((side, side, 3), 255, np.uint8)
+    canvas = np.full((side, side, 3), PAPER, np.uint8)
     corners = np.concatenate([o.vertices for o in annotation.objects])
     low, high = (corners @ R.T).min(axis=0), (corners @ R.T).max(axis=0)
     middle, span = (low + high) / 2, float((high - low)[:2].max())

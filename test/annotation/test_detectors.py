@@ -50,7 +50,8 @@ def test_a_box_beside_its_picture_is_kept_with_its_problem(tmp_path):
     ('label', 'name'),
     [
         ('A  Mug', 'mug'), ('the red mug', 'red mug'), ('mug 2', 'mug'), ('mug #2', 'mug'),
-        ('mug (2)', 'mug'), ('red_mug', 'red mug'), ('a', 'a'), ('7', '7'), ('can of 7up', 'can of 7up'),
+        ('mug (2)', 'mug'), ('red_mug', 'red mug'), ('a', 'a'),
+        ('7', '7'), ('can of 7up', 'can of 7up'),
     ],
 )  # fmt: skip
 def test_articles_and_counting_numbers_do_not_make_a_class(label, name):
