@@ -191,9 +191,6 @@ def compare(args):
             print(name, found.get('ms', {}).get('p50', ''), found.get('note', ''), flush=True)
     summarise(results)
     load = workload(args)
-    commit = subprocess.run(
-        ['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
-    ).stdout.strip()
     return {
         'benchmark': 'compare_peers',
         'size': args.size,
@@ -206,7 +203,7 @@ def compare(args):
         'results': results,
         'hardware': hardware.describe(device),
         'state': hardware.gpu_state(device),
-        'commit': commit,
+        'commit': hardware.commit_of(ROOT),
     }
 
 

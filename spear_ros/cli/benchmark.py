@@ -9,7 +9,6 @@ empty. The last line of the output is one JSON object.
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from spear_ros.inference.chunk_bench import measure
     from spear_ros.inference.chunk_report import table
     from spear_ros.inference.engine import check_device
+    from spear_ros.inference.hardware import commit_of
 
     device = check_device(args.device)
     if args.seconds <= 0:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     report = measure(model, plan)
     for line in table(report):
         print(line)
-    text = json.dumps(report.as_dict() | {'commit': _commit()})
+    text = json.dumps(report.as_dict() | {'commit': commit_of(Path(__file__).resolve().parents[2])})
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text + '\n', encoding='utf-8')
@@ -151,15 +151,3 @@ def _camera(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise UserError(f'--camera-size = {text}: write WIDTHxHEIGHT, such as 640x480.')
     return int(height), int(width)
-
-
-def _commit() -> str:
-    """Commit of the clone that runs; empty for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / '.git').exists():
-        return ''
-    command = ['git', '-C', str(root), 'rev-parse', '--short', 'HEAD']
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except OSError:
-        return ''

@@ -46,6 +46,8 @@ def measure(model: Spear1, plan: Plan) -> Report:
     card, figures = hardware.measure_card(
         weight.device, weight.dtype, _largest_product(plan.load), plan.budget
     )
+    if weight.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(weight.device)  # the large products are not the model's
     report = Report(
         plan=plan,
         parameters=sum(p.numel() for p in model.parameters()),

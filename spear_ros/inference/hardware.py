@@ -56,6 +56,18 @@ def describe(device: torch.device) -> dict[str, object]:
     return found
 
 
+def commit_of(folder: Path) -> str:
+    """Short commit of the clone ``folder``; empty where there is no clone or no git."""
+    if not (folder / '.git').exists():
+        return ''  # an installed package, perhaps inside somebody else's clone
+    command = ['git', '-C', str(folder), 'rev-parse', '--short', 'HEAD']
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ''
+    return answer.stdout.strip()
+
+
 def gpu_state(device: torch.device) -> dict[str, object]:
     """Clocks, temperature and power of now, by nvidia-smi; empty where that cannot be asked.
 

@@ -76,6 +76,10 @@ def test_a_cpu_has_no_state_of_a_card_but_a_description():
     assert hardware.peak_memory_mb(CPU)['host_mb'] > 50
 
 
+def test_the_commit_of_no_clone_is_empty(tmp_path):
+    assert hardware.commit_of(tmp_path) == ''
+
+
 def test_the_measured_card_is_a_row_of_the_roofline():
     budget = Budget(seconds=0.0, least=1, warm_up=0)
     card, figures = hardware.measure_card(CPU, torch.float32, (8, 16, 8), budget)
