@@ -1,5 +1,7 @@
 """``spear train``: refusals before anything starts, and roll-outs as validation."""
 
+import json
+
 import pytest
 
 from spear_ros.cli.main import main
@@ -36,3 +38,19 @@ def test_settings_can_be_looked_at_without_starting(tmp_path, capsys):
     assert main(command) == 0
     assert 'steps: 7' in capsys.readouterr().out
     assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.slow
+def test_demonstrations_a_training_and_its_roll_outs_go_together(tmp_path, capsys):
+    data, folder = tmp_path / 'demonstrations', tmp_path / 'run'
+    collect = ['--robot', 'widowx', '--families', 'touch', '--seeds', '0:1', '--relabel', '0']
+    assert main(['demonstrations', *collect, '--out', str(data)]) == 0
+    options = ['--rollouts', '1', '--robots', 'wx250s', '--families', 'touch']
+    settings = [f'data.shards={data}', 'steps=2', 'batch_size=4', 'saving.every_steps=2']
+    command = ['train', 'vla', '--recipe', 'spear1_debug', '--out', str(folder), *options]
+    assert main([*command, *settings]) == 0
+    assert 'finished at step 2' in capsys.readouterr().out
+    lines = [json.loads(t) for t in (folder / 'metrics.jsonl').read_text().splitlines()]
+    (validation,) = [line for line in lines if line['kind'] == 'validation']
+    assert validation['success/wx250s/touch'] in (0.0, 1.0)
+    assert validation['open_loop_on_training_data_mm'] > 0
