@@ -197,8 +197,10 @@ class ChunkPlayer:
         self._enter(new, now_ns)
 
     def hold(self, now_ns: int) -> None:
-        """Brake along the current motion and stand; the chunks are forgotten."""
-        self._advance(now_ns)
+        """Brake along the current motion and stand; the chunks are forgotten.
+
+        From the last sample on, not from ``now_ns``: the command of this period brakes already.
+        """
         self._drop_chunks()
         self._finished = False
 

@@ -231,6 +231,20 @@ class TestTime:
         stopped = play(moving, speed / LIMITS.linear_m_s2 + 0.01, S // 2)
         assert stopped[-1].standstill
 
+    def test_the_command_of_the_period_in_which_hold_is_asked_brakes_already(self):
+        player = player_at()
+        samples = play(player, 0.48, 0, [(10_000_000, straight(0, [0, 0.3, 0]))])
+        speed, before = np.linalg.norm(samples[-1].linear), samples[-1].T_base_ee
+        assert speed > 0.1
+        now = 500_000_000
+        player.hold(now)
+        sample = player.sample(now)
+        moved, _ = pose_distance(before, sample.T_base_ee)
+        assert np.linalg.norm(sample.linear) == pytest.approx(
+            speed - LIMITS.linear_m_s2 * 0.02, abs=1e-6
+        )
+        assert moved == pytest.approx(speed * 0.02 - 0.5 * LIMITS.linear_m_s2 * 0.02**2, abs=1e-6)
+
     def test_stretched_chunks_are_joined_where_the_robot_is_not_where_it_would_be(self):
         """At a tenth of the speed, chunk after chunk still advances evenly at a tenth."""
         player, p, speeds = player_at(speed_scale=0.1), P0.copy(), []
