@@ -4,11 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-# A test that is slow on a busy machine has not failed: no test judges wall-clock time.
-settings.register_profile('house', deadline=None)
-settings.load_profile('house')
+# tools/gpu_check.py runs the GPU tests where hypothesis may be missing.
+if importlib.util.find_spec('hypothesis') is not None:
+    from hypothesis import settings
+
+    # A test that is slow on a busy machine has not failed: no test judges wall-clock time.
+    settings.register_profile('house', deadline=None)
+    settings.load_profile('house')
 
 
 @pytest.fixture(scope='session')
