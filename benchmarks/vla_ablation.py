@@ -182,17 +182,20 @@ def make_plan(args: argparse.Namespace) -> dict:
     return plan
 
 
-def seconds_per_update(args: argparse.Namespace, steps: int = 8) -> float:
-    """CPU seconds of an update of the dearest arm: two short runs, start and end cancel out."""
-    spent = []
-    for count in (2, 2 + steps):
-        folder = args.out / 'timing'
-        shutil.rmtree(folder, ignore_errors=True)
-        started = time.process_time()
-        train(args, DEAREST, 0, count, folder)
-        spent.append(time.process_time() - started)
-        shutil.rmtree(folder, ignore_errors=True)
-    return max((spent[1] - spent[0]) / steps, 1e-3)
+def seconds_per_update(args: argparse.Namespace, steps: int = 9) -> float:
+    """CPU seconds of an update of the dearest arm: the middle one of a few after the first two."""
+    marks: list[float] = []
+
+    class Timed(VlaTask):
+        def inputs(self, batch, device, seed):
+            marks.append(time.process_time())
+            return super().inputs(batch, device, seed)
+
+    folder = args.out / 'timing'
+    shutil.rmtree(folder, ignore_errors=True)
+    train(args, DEAREST, 0, steps, folder, Timed)
+    shutil.rmtree(folder, ignore_errors=True)
+    return float(np.median(np.diff(marks)[2:]))
 
 
 # -- one run ---------------------------------------------------------------------------------------
@@ -238,7 +241,14 @@ def first_ending(values: dict, ending: str) -> float:
     return next(v for n, v in values.items() if n.startswith('open_loop') and n.endswith(ending))
 
 
-def train(args: argparse.Namespace, arm: str, seed: int, steps: int, folder: Path) -> None:
+def train(
+    args: argparse.Namespace,
+    arm: str,
+    seed: int,
+    steps: int,
+    folder: Path,
+    task: type[VlaTask] = VlaTask,
+) -> None:
     """Train one arm to the end, or on from where it was."""
     settings = [
         f'data.shards=[{",".join(args.demonstrations)}]',
@@ -253,7 +263,7 @@ def train(args: argparse.Namespace, arm: str, seed: int, steps: int, folder: Pat
     if args.vlm and '{vlm}' in str(ARMS[arm]):
         settings.remove(f'moge={args.moge}')  # the depth encoder is the VLM's own
     config = change(find_recipe('vla', args.recipe), settings)
-    outcome = Trainer(VlaTask(config, folder), folder, Place()).run()
+    outcome = Trainer(task(config, folder), folder, Place()).run()
     if not outcome.finished:
         raise UserError(f'{arm}, seed {seed} was stopped at step {outcome.step}; run it again.')
 

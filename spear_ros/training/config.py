@@ -125,6 +125,11 @@ class TrainConfig:
                 raise UserError(f'{name} = {getattr(self, name)} must be at least 1.')
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'ema_decay = {self.ema_decay} must lie between 0 and 1.')
+        if self.frozen_dtype == 'bfloat16' and self.precision == 'float32':
+            raise UserError(
+                'frozen_dtype = bfloat16 needs precision = bfloat16; set frozen_dtype=float32 for '
+                'arithmetic in float32.'
+            )
         if self.optimizer.warmup_steps > self.steps:
             raise UserError(
                 f'warmup_steps = {self.optimizer.warmup_steps} is more than steps = {self.steps}.'

@@ -139,6 +139,11 @@ def test_settings_reach_nested_fields_and_read_numbers_and_lists():
     assert two.optimizer.multipliers == {'expert': 2.0}
 
 
+def test_frozen_halves_under_float32_arithmetic_are_refused():
+    with pytest.raises(UserError, match='set frozen_dtype=float32'):
+        change(find_recipe('vla', 'spear1_finetune_24gb'), ['precision=float32'])
+
+
 def test_a_batch_that_processes_cannot_share_is_refused():
     config = dataclasses.replace(find_recipe('vla', 'spear1_debug'), batch_size=10)
     check_division(config, 2)
