@@ -1,12 +1,14 @@
 """3D tokens: bins that data fills equally, fine where data is dense."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_ros.core.errors import UserError
-from spear_ros.processing.spatial_bins import SpatialBins
+from spear_ros.processing.spatial_bins import SpatialBins, read_bins
 
 
 def test_every_token_is_used_about_equally_often():
@@ -61,3 +63,28 @@ def test_edges_out_of_order_are_refused():
         SpatialBins(edges=(1.0, 0.5), centres=(0.0, 0.7, 2.0))
     with pytest.raises(UserError, match='outside of its bin'):
         SpatialBins(edges=(0.5, 1.0), centres=(0.0, 2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        None,
+        '',
+        '{"scale_type": "metric"}',
+        '{"scale_type": "inches", "edges": [0.5], "centres": [0, 1]}',
+        '{"scale_type": "metric", "edges": [0.5], "centres": [0.6, 1]}',
+    ],
+)
+def test_a_table_that_says_nothing_is_refused_in_a_sentence(text, tmp_path):
+    path = tmp_path / 'bins.json'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError):
+        read_bins(path)
+
+
+def test_a_table_on_disk_keeps_bins_and_scale_type(tmp_path):
+    bins = SpatialBins.normal(0.5, 0.2)
+    data = {'scale_type': 'affine', 'edges': bins.edges, 'centres': bins.centres}
+    (tmp_path / 'bins.json').write_text(json.dumps(data))
+    assert read_bins(tmp_path / 'bins.json') == (bins, 'affine')
