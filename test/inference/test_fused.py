@@ -16,7 +16,7 @@ from spear_ros.inference.chunk_buffers import ChunkInputs, ChunkShape, cache_lay
 from spear_ros.inference.engine import text_buckets
 from spear_ros.inference.fused import FusedSpear1
 from spear_ros.inference.fused_weights import FuseOptions, fuse
-from spear_ros.inference.ops import TorchOps
+from spear_ros.inference.ops import TorchOps, _gelu_tanh
 from spear_ros.networks.config import FlowConfig
 from spear_ros.networks.flow_matching import sample_noise
 from spear_ros.networks.spear1 import PrefixInputs, Spear1, Spear1Config
@@ -171,6 +171,12 @@ def test_committed_actions_start_the_chunk_and_the_rest_is_denoised_beside_them(
     held = run(network, inputs)
     torch.testing.assert_close(held[:2], torch.from_numpy(inputs.committed[:2]), atol=1e-5, rtol=0)
     assert not torch.allclose(held[2:], free[2:])  # actions see each other
+
+
+def test_the_quick_activation_is_the_slow_one():
+    x = torch.linspace(-12, 12, 1 << 15)
+    expected = torch.nn.functional.gelu(x, approximate='tanh')
+    torch.testing.assert_close(_gelu_tanh(x), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_consuming_empties_the_model_and_gives_the_same_chunk(model):
