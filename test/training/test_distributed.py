@@ -1,4 +1,4 @@
-"""Two processes on this machine: sharded gradients, resume, one that dies."""
+"""Two and four processes on this machine: sharded gradients, resume, one that dies."""
 
 import os
 import socket
@@ -12,17 +12,17 @@ SCRIPT = Path(__file__).with_name('two_processes.py')
 ROOT = Path(__file__).parents[2]
 
 
-def start(mode, out, shards):
+def start(mode, out, shards, world=2):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     processes = []
-    for rank in range(2):
+    for rank in range(world):
         environment = {
             **os.environ,
             'RANK': str(rank),
             'LOCAL_RANK': str(rank),
-            'WORLD_SIZE': '2',
+            'WORLD_SIZE': str(world),
             'MASTER_ADDR': '127.0.0.1',
             'MASTER_PORT': str(port),
             'OMP_NUM_THREADS': '1',
@@ -46,7 +46,7 @@ def finish():
 
     def wait(processes):
         running.extend(processes)
-        return [p.communicate(timeout=240) for p in processes]
+        return [p.communicate(timeout=900) for p in processes]
 
     yield wait
     for process in running:
@@ -56,6 +56,13 @@ def finish():
 
 def test_two_processes_have_the_gradients_of_one_and_resume_bit_by_bit(finish, shards, tmp_path):
     processes = start('all', tmp_path, shards)
+    outputs = finish(processes)
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+
+
+def test_four_processes_in_two_replicas_have_the_gradients_of_one(finish, shards, tmp_path):
+    processes = start('replicas', tmp_path, shards, world=4)
     outputs = finish(processes)
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]

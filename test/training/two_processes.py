@@ -1,4 +1,4 @@
-"""One of two processes of test_distributed: ``python two_processes.py MODE OUT SHARDS...``."""
+"""One of the processes of test_distributed: ``python two_processes.py MODE OUT SHARDS...``."""
 
 import os
 import sys
@@ -48,17 +48,17 @@ def initial():
     return VlaModule(Spear1Config.named('spear1_debug')).state_dict()
 
 
-def gradients(place, recompute=False, reshard=False):
+def gradients(place, recompute=False, reshard=False, replicas=1):
     """Gradients of one batch of four, whole, by name."""
-    config = change(
-        find_recipe('vla', 'spear1_debug'), [f'parallel.reshard={str(reshard).lower()}']
-    )
+    settings = [f'parallel.reshard={str(reshard).lower()}', f'parallel.replicas={replicas}']
+    config = change(find_recipe('vla', 'spear1_debug'), settings)
     module = make_module(recompute)
     vlm = module.model.vlm
     blocks = [*vlm.siglip.blocks, *vlm.moge.blocks, *vlm.language.blocks]
     shard(module, [*blocks, *module.model.expert.blocks], place, config)
     fill(module, initial, place)
-    rows = slice(None) if place.world == 1 else slice(2 * place.rank, 2 * place.rank + 2)
+    share = 4 // place.world
+    rows = slice(share * place.rank, share * (place.rank + 1))
     module(*make_inputs(rows))['loss'].backward()
     found = {}
     for name, parameter in module.named_parameters():
@@ -93,6 +93,18 @@ def compare(place):
             factor = 0.5 if name in trained else 1.0
             assert torch.equal(whole[name], factor * start[name]), name
             assert torch.equal(swapped[name], whole[name]), name
+
+
+def compare_replicas(place):
+    """Two groups of shards (HSDP) have the gradients of one process, and lie on a 2 x 2 mesh."""
+    alone = gradients(Place())[1]
+    module, together = gradients(place, replicas=2)
+    assert alone.keys() == together.keys(), alone.keys() ^ together.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, atol=2e-6, rtol=2e-4, msg=name)
+    trained = next(p for p in module.parameters() if p.requires_grad)
+    assert trained.device_mesh.mesh_dim_names == ('replicate', 'shard')
+    assert tuple(trained.device_mesh.shape) == (2, 2)
 
 
 def train(place, out, shards):
@@ -148,9 +160,12 @@ def main():
     torch.set_num_threads(1)
     config = change(find_recipe('vla', 'spear1_debug'), ['parallel.timeout_s=60.0'])
     with joined(config) as place:
-        if mode == 'all':
-            compare(place)
-            train(place, out, shards)
+        if mode in ('all', 'replicas'):
+            if mode == 'all':
+                compare(place)
+                train(place, out, shards)
+            else:
+                compare_replicas(place)
             barrier(place)
             dist.barrier()
             # gloo now and then aborts while it is torn down.
