@@ -51,7 +51,7 @@ class BoxSettings:
 
     def as_json(self) -> Mapping[str, object]:
         """Settings for the key of stored results."""
-        return {'version': 2, **asdict(self)}
+        return {'version': 3, **asdict(self)}
 
 
 def require_agreement(
@@ -71,7 +71,8 @@ def require_agreement(
     share = float(inside.mean())
     overlap = 0.0
     if inside.any():
-        own_w, own_h = np.ptp(columns[inside]) + 1, np.ptp(rows[inside]) + 1
+        # Between quantiles: one stray pixel must not make the mask as wide as the picture.
+        own_w, own_h = (np.ptp(np.quantile(x[inside], (0.01, 0.99))) + 1 for x in (columns, rows))
         overlap = float(own_w * own_h / max((x1 - x0) * (y1 - y0), 1.0))
     if share < settings.min_mask_in_box or overlap < settings.min_box_overlap:
         raise AnnotationError(
