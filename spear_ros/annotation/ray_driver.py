@@ -87,10 +87,12 @@ def annotate_with_ray(
         UserError: Ray is not installed, the disk is full or a service refuses for good.
     """
     ray = _started(address, workers)
-    rows = ray.data.from_items([{'number': i, 'name': n} for i, n in enumerate(names)])
     # Blocks of few pictures, so that no worker is left with many at the end.
-    blocks = max(1, min(len(names), 8 * workers))
-    done = rows.repartition(blocks).map(
+    rows = ray.data.from_items(
+        [{'number': i, 'name': n} for i, n in enumerate(names)],
+        override_num_blocks=max(1, min(len(names), 8 * workers)),
+    )
+    done = rows.map(
         Annotator,
         fn_constructor_args=(folder.resolve(), make_stages, out.resolve()),
         compute=ray.data.ActorPoolStrategy(size=workers),
@@ -124,7 +126,8 @@ def _started(address: str, workers: int) -> Any:
             if address:
                 ray.init(address=address)
             else:
-                ray.init(num_cpus=workers, include_dashboard=False)
+                # One more than the workers hold: Ray Data's own tasks need a place as well.
+                ray.init(num_cpus=workers + 1, include_dashboard=False)
         except Exception as error:  # Ray's own kinds, and a plain one where it starts too slowly
             text = ' '.join(str(error).split())[:120]
             which = f'the cluster {address} does not answer' if address else 'Ray does not start'
