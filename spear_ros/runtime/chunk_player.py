@@ -196,10 +196,10 @@ class ChunkPlayer:
             return
         self._enter(new, now_ns)
 
-    def hold(self, now_ns: int) -> None:
+    def hold(self) -> None:
         """Brake along the current motion and stand; the chunks are forgotten.
 
-        From the last sample on, not from ``now_ns``: the command of this period brakes already.
+        From the last sample on: the command of the period in which this is called brakes already.
         """
         self._drop_chunks()
         self._finished = False

@@ -103,7 +103,7 @@ class CommandStage:
     def brake(self, now_ns: int) -> None:
         """Come to rest along the current motion."""
         if self._source is Source.PLAYER:
-            self.player.hold(now_ns)
+            self.player.hold()
         elif self._source is Source.MOVE:
             self._start_joint_brake(now_ns)
 

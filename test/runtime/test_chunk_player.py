@@ -119,7 +119,7 @@ class TestLimits:
                 _, chunk, rates = loads.pop(0)
                 player.load(chunk, now, rates)
             if k == 400:
-                player.hold(now)
+                player.hold()
             samples.append(player.sample(now))
         v, w, a, alpha = motion(samples)
         assert largest(v) <= speed_scale * LIMITS.linear_m_s * (1 + 1e-6)
@@ -227,7 +227,7 @@ class TestTime:
         play(moving, 0.5, 0, [(10_000_000, straight(0, [0, 0.3, 0]))])
         moving.speed_scale = 0.05
         speed = np.linalg.norm(moving.sample(S // 2).linear)
-        moving.hold(S // 2)
+        moving.hold()
         stopped = play(moving, speed / LIMITS.linear_m_s2 + 0.01, S // 2)
         assert stopped[-1].standstill
 
@@ -237,7 +237,7 @@ class TestTime:
         speed, before = np.linalg.norm(samples[-1].linear), samples[-1].T_base_ee
         assert speed > 0.1
         now = 500_000_000
-        player.hold(now)
+        player.hold()
         sample = player.sample(now)
         moved, _ = pose_distance(before, sample.T_base_ee)
         assert np.linalg.norm(sample.linear) == pytest.approx(
@@ -272,7 +272,7 @@ class TestStopping:
         play(player, 0.5, 0, [(10_000_000, make_chunk(0, P0 + t * np.array([speed, 0, 0]), q))])
         now = S // 2
         before = player.sample(now)
-        player.hold(now)
+        player.hold()
         after = play(player, 1.0, now)
         v, w = np.linalg.norm(before.linear), np.linalg.norm(before.angular)
         distance, angle = pose_distance(before.T_base_ee, after[-1].T_base_ee)
@@ -396,7 +396,7 @@ class TestGripper:
     def test_hold_and_settle_keep_the_gripper(self):
         player = player_at()
         play(player, 0.3, 0, [(10_000_000, straight(0, [0, 0, 0]))])
-        player.hold(300_000_000)
+        player.hold()
         assert player.sample(310_000_000).gripper == 1.0
         player.settle(pose(P0, IDENTITY), 320_000_000)
         assert player.sample(330_000_000).gripper == 1.0
