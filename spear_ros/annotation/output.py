@@ -27,14 +27,13 @@ from spear_ros.annotation.questions import (
 )
 from spear_ros.annotation.store import write_atomically
 from spear_ros.annotation.types import (
-    SCALE_TYPES,
     AnnotationError,
     FailureKind,
     ImageAnnotation,
     ScaleType,
 )
 from spear_ros.core.errors import UserError
-from spear_ros.processing.spatial_bins import SpatialBins
+from spear_ros.processing.spatial_bins import SpatialBins, read_bins
 
 SPLITS = ('train', 'val')
 BINS = 'bins.json'
@@ -103,27 +102,10 @@ def _bins(
     """The table of bins and how it was made."""
     if settings.bins is None:
         return fit_bins(training)
-    bins, of = load_bins(settings.bins)
+    bins, of = read_bins(settings.bins)
     if of != scale:
         raise UserError(f'{settings.bins}: bins of {of} lengths, these are {scale}; leave it away.')
     return bins, f'given: {settings.bins.name}'
-
-
-def load_bins(path: Path) -> tuple[SpatialBins, ScaleType]:
-    """Bins of a folder of training data and their scale type.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-        scale = data['scale_type']
-        if scale not in SCALE_TYPES:
-            raise ValueError(f'scale_type {scale!r}')
-        bins = SpatialBins(edges=tuple(data['edges']), centres=tuple(data['centres']))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: no table of bins ({error}); annotate again.') from None
-    return bins, scale
 
 
 def _bins_json(bins: SpatialBins, scale: str, how: str) -> str:

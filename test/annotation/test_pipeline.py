@@ -10,7 +10,7 @@ from PIL import Image
 from spear_ros.annotation.detectors import ReplayDetector
 from spear_ros.annotation.given import GivenDepth, GivenMasks
 from spear_ros.annotation.images import ImageSettings, find_images
-from spear_ros.annotation.output import OutputSettings, load_bins, write_output
+from spear_ros.annotation.output import OutputSettings, write_output
 from spear_ros.annotation.pipeline import (
     Stages,
     annotate_folder,
@@ -21,6 +21,7 @@ from spear_ros.annotation.pipeline import (
 from spear_ros.annotation.questions import read_answer
 from spear_ros.cli.main import main
 from spear_ros.core.errors import UserError
+from spear_ros.processing.spatial_bins import read_bins
 from spear_ros.training.question_data import read_picture, read_questions
 
 SIZE = (160, 120)
@@ -104,7 +105,7 @@ def test_pictures_become_questions_that_the_trainer_reads(data):
     questions = read_questions([str(data / 'out/train'), str(data / 'out/val')], 'x')
     assert len(questions) == sum(report['pairs'].values()) > 12
     assert read_picture(questions[0], (60, 80)).shape == (60, 80, 3)
-    bins, scale = load_bins(data / 'out' / 'bins.json')
+    bins, scale = read_bins(data / 'out' / 'bins.json')
     assert scale == 'metric'
     for split in ('train', 'val'):
         for file in (data / 'out' / split).glob('questions-*.jsonl'):
@@ -255,9 +256,9 @@ def test_a_set_may_take_the_bins_of_another_one(data):
     annotate(data, out='robot')
     write(data, out='robot')
     theirs = data / 'out' / 'bins.json'
-    assert load_bins(data / 'robot' / 'bins.json') != load_bins(theirs)
+    assert read_bins(data / 'robot' / 'bins.json') != read_bins(theirs)
     report = write(data, out='robot', bins=theirs)
-    assert load_bins(data / 'robot' / 'bins.json') == load_bins(theirs)
+    assert read_bins(data / 'robot' / 'bins.json') == read_bins(theirs)
     assert report['bins'] == 'given: bins.json'
     write_picture(data, 'affine', rng, scale='affine')
     annotate(data, out='robot')
