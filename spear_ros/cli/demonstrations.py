@@ -31,6 +31,9 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument('--shard-mb', type=int, default=32)
     parser.add_argument('--clean', type=float, default=0.3, help='share without disturbance')
     parser.add_argument('--relabel', type=float, default=0.5, help='further instructions a sample')
+    parser.add_argument(
+        '--imagined', type=float, default=0.0, help='further tables a picture, same robot'
+    )
     parser.add_argument('--external-size', default='224x168', metavar='WxH')
     parser.add_argument('--wrist-size', default='112x112', metavar='WxH')
     parser.add_argument('--jpeg-quality', type=int, default=95)
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         families=tuple(f.strip() for f in args.families.split(',') if f.strip()),
         clean=args.clean,
         relabel=args.relabel,
+        imagined=args.imagined,
         external_size=size(args.external_size),
         wrist_size=size(args.wrist_size),
         jpeg_quality=args.jpeg_quality,

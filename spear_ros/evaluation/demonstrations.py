@@ -8,11 +8,13 @@ says how to go on from there. So the policy learns to recover from errors that t
 makes (noise injection with relabelling, as in DART, arXiv 1703.09327, and DAgger, 1011.0686).
 
 The expert remembers nothing, so a picture can also be labelled for another instruction: the same
-scene, another object. ``relabel`` adds such samples; they are what makes a policy listen.
+scene, another object. ``relabel`` adds such samples; they are what makes a policy listen. For the
+same reason the robot can be shown at another table while it touches nothing (``imagined``): a new
+layout for the price of two pictures, where an episode shows one.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -75,7 +77,8 @@ def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: 
         source=(
             f'simulator, expert at speed {s.speed:g}, clean {s.clean:g}, offset {s.offset_m:g} m, '
             f'turn {s.turn_rad:g} rad, excursion {s.excursion:g}, wrong gripper '
-            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, families {" ".join(s.families)}'
+            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, imagined {s.imagined:g}, '
+            f'families {" ".join(s.families)}'
         ),
     )
 
@@ -196,7 +199,10 @@ class _DisturbedExpert:
         """Plan, keep the sample, disturb."""
         assert self._scene is not None
         plan = self._plan(self._scene.task, observation)
-        self._keep(observation, plan)
+        self._keep(self._scene, observation, plan)
+        if not self._world.is_touching():
+            for _ in range(self._times(self._settings.imagined)):
+                self._imagine(observation)
         executed = self._disturbance.apply(plan, observation.state.T_base_ee, self._spec.step_s)
         p, q = pose_parts(executed.T_base_ee)
         anchor_p, anchor_q = pose_parts(observation.state.T_base_ee)
@@ -221,10 +227,26 @@ class _DisturbedExpert:
             task, observation.state, observation.privileged, spec.horizon, spec.step_s
         )
 
-    def _keep(self, observation: Observation, plan: Plan) -> None:
+    def _imagine(self, observation: Observation) -> None:
+        """Keep samples of the same robot at another table."""
+        rng, world = self._rng, self._world
+        family = str(rng.choice(self._settings.families))
+        with world.imagined_scene(int(rng.integers(TRAINING_SEEDS.stop)), family) as scene:
+            if world.is_touching():
+                return
+            images = {
+                camera: replace(frame, image=world.render(camera))
+                for camera, frame in observation.images.items()
+            }
+            seen = replace(observation, images=images, privileged=world.object_poses())
+            self._keep(scene, seen, self._plan(scene.task, seen))
+
+    def _times(self, mean: float) -> int:
+        whole, part = divmod(mean, 1.0)
+        return int(whole) + int(self._rng.random() < part)
+
+    def _keep(self, scene: Scene, observation: Observation, plan: Plan) -> None:
         """Store the sample, and with some chance others for other instructions."""
-        assert self._scene is not None
-        scene, rng = self._scene, self._rng
         pictures = {
             camera: self._encode(observation.images[camera].image, size)
             for camera, size in (
@@ -233,14 +255,18 @@ class _DisturbedExpert:
             )
             if camera in observation.images
         }
-        self._add(observation, pictures, scene.task, plan)
-        whole, part = divmod(self._settings.relabel, 1.0)
-        for _ in range(int(whole) + int(rng.random() < part)):
-            task = other_task(scene, self._settings.families, rng)
-            self._add(observation, pictures, task, self._plan(task, observation))
+        self._add(observation, pictures, scene, scene.task, plan)
+        for _ in range(self._times(self._settings.relabel)):
+            task = other_task(scene, self._settings.families, self._rng)
+            self._add(observation, pictures, scene, task, self._plan(task, observation))
 
     def _add(
-        self, observation: Observation, pictures: Mapping[str, bytes], task: Task, plan: Plan
+        self,
+        observation: Observation,
+        pictures: Mapping[str, bytes],
+        scene: Scene,
+        task: Task,
+        plan: Plan,
     ) -> None:
         assert self._scene is not None
         key = f'{self._world.robot.name}-{self._scene.family}-{self._scene.seed:07d}'
@@ -256,7 +282,7 @@ class _DisturbedExpert:
                 numbers=_numbers(observation, plan),
                 external=pictures[EXTERNAL],
                 wrist=pictures.get(WRIST),
-                info={'family': task.family, 'scene': self._scene.seed},
+                info={'family': task.family, 'scene': scene.seed},
             )
         )
 

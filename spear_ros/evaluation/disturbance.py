@@ -30,6 +30,10 @@ class DemonstrationSettings:
     """Chance per chunk that the gripper does the opposite for one chunk."""
     relabel: float = 0.5
     """Further samples per sample, for other instructions about the same scene."""
+    imagined: float = 0.0
+    """Further pictures per picture in which the same robot stands at another table: other objects,
+    places, light and camera. Each carries 1 + ``relabel`` instructions. They teach where things
+    are at a fraction of the price of an episode."""
     speed: float = 0.5
     """Share of the nominal speeds that the expert uses."""
     limit_s: float = 20.0
@@ -48,6 +52,8 @@ class DemonstrationSettings:
                 raise UserError(f'{name} = {getattr(self, name)} must lie between 0 and 1.')
         if not 0 <= self.relabel <= 10:
             raise UserError(f'relabel = {self.relabel} must lie between 0 and 10.')
+        if not 0 <= self.imagined <= 10:
+            raise UserError(f'imagined = {self.imagined} must lie between 0 and 10.')
 
     @property
     def pictures(self) -> PictureSettings:

@@ -7,6 +7,8 @@ the robot is the world frame.
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,6 +276,31 @@ class World:
             layout,
         )
         return self.scene
+
+    def is_touching(self) -> bool:
+        """Tell whether the gripper touches an object now; what it holds, it touches."""
+        with self.lock:
+            return bool(self._table.contacts()[0])
+
+    @contextmanager
+    def imagined_scene(self, seed: int, family: str = '') -> Iterator[Scene]:
+        """Show the scene of ``seed`` under the robot as it stands, then all as it was.
+
+        For pictures and poses only: time must not pass inside of the block. Whether the gripper
+        stands in an object is for the caller to ask (:meth:`is_touching`).
+
+        Raises:
+            UserError: unknown family, negative seed.
+        """
+        layout = draw_layout(self.robot.family, seed, family)
+        with self.lock:
+            before, scene = self.pack_state(), self.scene
+            try:
+                self._table.lay_out(layout)
+                yield self._start(layout)
+            finally:
+                self.restore(before)
+                self.scene = scene
 
     def object_poses(self) -> dict[str, FloatArray]:
         """Name -> (4, 4) pose of every object of the scene, base frame."""

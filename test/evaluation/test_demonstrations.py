@@ -1,6 +1,7 @@
 """Demonstrations: clean labels under disturbance, other instructions, resumed where they were."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,3 +154,39 @@ def test_the_command_writes_shards_and_goes_on_where_it_was(parts, tmp_path, cap
     assert main(command) == 0
     assert '0 samples of 0 episodes' in capsys.readouterr().out
     assert len(ShardDataset(tmp_path)) == len(dataset)
+
+
+def test_imagined_tables_show_other_objects_under_the_same_robot_and_leave_the_scene_alone(parts):
+    _, world, expert = parts
+    spec = default_action_specs()['widowx_bridge']
+    settings = replace(SETTINGS, imagined=2.0, clean=1.0)
+    episode = Demonstrator(
+        world, expert, load_limits(world.robot), spec, settings, network_fit
+    ).episode('touch', 6)
+    assert episode.outcome == 'success'
+    own = [s for s in episode.samples if s.info['scene'] == 6]
+    imagined = [s for s in episode.samples if s.info['scene'] != 6]
+    assert len(imagined) > len(own) / 2
+    assert len({s.info['scene'] for s in imagined}) > 5
+    states = {s.numbers[0].tobytes() for s in own}
+    assert all(s.numbers[0].tobytes() in states for s in imagined)
+    pictures = {s.external for s in own}
+    assert all(s.external not in pictures for s in imagined)
+    for sample in imagined[::7]:
+        family = parse_instruction(sample.instruction).family
+        assert family in SETTINGS.families
+
+
+def test_an_imagined_scene_gives_everything_back(parts):
+    _, world, _ = parts
+    world.reset_scene(3, 'pick')
+    before, poses = world.pack_state(), world.object_poses()
+    with world.imagined_scene(77, 'touch') as scene:
+        assert world.scene is scene
+        assert set(world.object_poses()) == set(scene.objects)
+    after = world.pack_state()
+    assert np.array_equal(before.physics, after.physics)
+    assert (world.scene.seed, world.scene.family) == (3, 'pick')
+    assert set(world.object_poses()) == set(poses)
+    for name, T in world.object_poses().items():
+        assert np.array_equal(T, poses[name])
