@@ -69,6 +69,7 @@ class Demonstration:
 def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: str) -> DatasetCard:
     """Card of a folder of demonstrations."""
     s = settings
+    imagined = f'imagined {s.imagined:g}, ' if s.imagined else ''
     return DatasetCard(
         name=name,
         spec=spec,
@@ -77,7 +78,7 @@ def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: 
         source=(
             f'simulator, expert at speed {s.speed:g}, clean {s.clean:g}, offset {s.offset_m:g} m, '
             f'turn {s.turn_rad:g} rad, excursion {s.excursion:g}, wrong gripper '
-            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, imagined {s.imagined:g}, '
+            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, {imagined}'
             f'families {" ".join(s.families)}'
         ),
     )

@@ -36,6 +36,9 @@ class PrefixInputs:
     wrist_mask: Tensor | None = None
     """(B,) bool, True = the sample has a wrist image; for mixed training batches. A masked image
     equals an absent one: its tokens are looked at by nobody and take no positions."""
+    picture: Tensor | None = None
+    """(B,) int64: which picture each sample sees, of fewer than B; None = its own. For training on
+    several instructions of one picture, whose encoders then run once."""
 
 
 @dataclass
@@ -84,6 +87,8 @@ class SpearVlm(nn.Module):
         parts = [self.encode_image(inputs.external)]
         if inputs.wrist is not None:
             parts.append(self.encode_image(inputs.wrist))
+        if inputs.picture is not None:
+            parts = [part[inputs.picture] for part in parts]
         parts.append(self.language.embed(inputs.tokens))
         x_BPD = torch.cat([p.to(parts[-1].dtype) for p in parts], dim=1)
         if inputs.token_mask is None and (inputs.wrist_mask is None or inputs.wrist is None):

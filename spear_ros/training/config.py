@@ -160,6 +160,9 @@ class VlaDataConfig:
     """Random brightness, contrast and saturation within 1 +- this; 0 = none."""
     resident: bool = False
     """Decode all shards once and keep them on the device (small data sets)."""
+    per_picture: int = 1
+    """Instructions of one picture side by side in a batch: the encoders then run once for them.
+    For shards of ``spear demonstrations --relabel``; needs ``resident``."""
     threads: int = 2
     open_shards: int = 8
 
@@ -167,6 +170,11 @@ class VlaDataConfig:
         for name in ('hide_wrist', 'jitter'):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f'data.{name} = {getattr(self, name)} must lie between 0 and 1.')
+        if self.per_picture < 1 or (self.per_picture > 1 and not self.resident):
+            raise UserError(
+                f'data.per_picture = {self.per_picture} must be at least 1, and more than 1 needs '
+                'data.resident=true.'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

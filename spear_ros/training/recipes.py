@@ -223,23 +223,25 @@ def moge_tiny() -> MogeTrainConfig:
 
 def spear_tiny_cpu() -> VlaConfig:
     """spear_tiny for hours on two cores: 3 M parameters, pictures of half the size, float32 (CPUs
-    without bfloat16 arithmetic emulate it slowly)."""
+    without bfloat16 arithmetic emulate it slowly), three instructions a picture."""
     start = spear_tiny()
     return replace(
         start,
         recipe='spear_tiny_cpu',
         model=replace(Spear1Config.named('spear1_nano'), flow=FlowConfig(rotation_loss='cos+geo')),
-        steps=10_000,
-        batch_size=64,
+        steps=5000,
+        batch_size=96,
         ema_decay=0.998,
         tau_per_sample=4,
         precision='float32',
         optimizer=replace(
             start.optimizer, learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.02
         ),
-        data=replace(start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1),
+        data=replace(
+            start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1, per_picture=3
+        ),
         saving=SavingConfig(every_steps=250),
-        validate_every=2000,
+        validate_every=1000,
     )
 
 

@@ -109,8 +109,13 @@ def make_stream(
         wrist=config.wrist,
         threads=config.threads,
     )
+    if batch % config.per_picture:
+        raise UserError(
+            f'{batch} samples a step and process are no multiple of data.per_picture = '
+            f'{config.per_picture}; change batch_size.'
+        )
     if config.resident:
-        return ResidentStream(sampler, datasets, settings, place.device)
+        return ResidentStream(sampler, datasets, settings, place.device, config.per_picture)
     return BatchLoader(sampler, datasets, settings)
 
 
@@ -118,6 +123,10 @@ class ResidentStream:
     """The batches of :class:`BatchLoader`, from pictures that were decoded once.
 
     For data sets that fit on the device: a small model on a large GPU outruns any JPEG decoder.
+
+    With ``per_picture`` > 1 every draw stands for so many samples of its picture: itself and those
+    that follow it in the shard with the same bytes, over again where there are fewer. ``external``
+    and ``wrist`` then hold each picture once and ``picture`` (B,) says which one a sample sees.
     """
 
     def __init__(
@@ -126,13 +135,14 @@ class ResidentStream:
         datasets: Mapping[str, ShardDataset],
         settings: LoaderSettings,
         device: torch.device,
+        per_picture: int = 1,
     ) -> None:
         """Decode everything.
 
         Raises:
             UserError: a sample is damaged; the sentence names it.
         """
-        self._sampler, self._settings = sampler, settings
+        self._sampler, self._settings, self._per_picture = sampler, settings, per_picture
         self._first: dict[tuple[str, int], int] = {}
         addresses: list[Address] = []
         for name in sampler.probabilities:
@@ -147,6 +157,7 @@ class ResidentStream:
         with ThreadPoolExecutor(settings.threads) as pool:
             loaded = pool.map(lambda a: load_sample(datasets, a, settings), addresses)
             self._rest = [self._keep(i, item) for i, item in enumerate(loaded)]
+        self._siblings = _siblings(self._rest) if per_picture > 1 else []
         self._external = self._external.to(device)
         self._wrist = self._wrist.to(device)
 
@@ -161,21 +172,32 @@ class ResidentStream:
 
     def __next__(self) -> Batch:
         """Next batch; ``external`` and ``wrist`` are tensors on the device."""
-        draws = [next(self._sampler) for _ in range(self._settings.batch_size)]
-        rows = [self._first[d.dataset, d.shard] + d.index for d in draws]
+        count = self._per_picture
+        draws = [next(self._sampler) for _ in range(self._settings.batch_size // count)]
+        pictures = [self._first[d.dataset, d.shard] + d.index for d in draws]
+        rows = [row for drawn in pictures for row in self._of_picture(drawn)]
         items = [
-            DecodedSample(r.sample, r.external, r.wrist, d.seed)
-            for r, d in zip((self._rest[i] for i in rows), draws, strict=True)
+            DecodedSample(r.sample, r.external, r.wrist, draws[i // count].seed)
+            for i, r in enumerate(self._rest[row] for row in rows)
         ]
         settings = LoaderSettings(
             batch_size=len(rows), wrist=self._settings.wrist, wrist_size=(1, 1)
         )
         batch = collate(items, settings)
-        index = torch.tensor(rows, device=self._external.device)
+        index = torch.tensor(pictures, device=self._external.device)
+        if count > 1:
+            batch['picture'] = np.arange(len(pictures)).repeat(count)
         batch['external'] = self._external[index]
         if self._settings.wrist:
             batch['wrist'] = self._wrist[index]
         return batch
+
+    def _of_picture(self, row: int) -> list[int]:
+        """Rows that share the picture of ``row``, itself first."""
+        if self._per_picture == 1:
+            return [row]
+        first, size = self._siblings[row]
+        return [first + (row - first + i) % size for i in range(self._per_picture)]
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch."""
@@ -187,6 +209,21 @@ class ResidentStream:
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _siblings(items: list[DecodedSample]) -> list[tuple[int, int]]:
+    """For every sample: first row and number of the neighbours with the same pictures."""
+    found: list[tuple[int, int]] = []
+    start = 0
+    for end in range(1, len(items) + 1):
+        if end == len(items) or _bytes(items[end]) != _bytes(items[start]):
+            found += [(start, end - start)] * (end - start)
+            start = end
+    return found
+
+
+def _bytes(item: DecodedSample) -> tuple[bytes, bytes | None]:
+    return item.sample.external, item.sample.wrist
 
 
 def encode_batch(

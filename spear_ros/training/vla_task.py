@@ -212,6 +212,7 @@ class VlaTask(Task[VlaConfig]):
             wrist=wrist,
             token_mask=to_device(mask, device),
             wrist_mask=wrist_mask,
+            picture=to_device(batch['picture'], device) if 'picture' in batch else None,
         )
 
     def stacks(self) -> list[StackCost]:
@@ -251,7 +252,7 @@ class VlaTask(Task[VlaConfig]):
         if config.data.validation:
             data = open_mixture(config.data.validation, '', 'data.validation')
         count = max(1, min(64, config.batch_size // place.world))
-        settings = replace(config.data, resident=False)
+        settings = replace(config.data, resident=False, per_picture=1)
         totals = torch.zeros(4, dtype=torch.float64)
         with closing(make_stream(settings, data, place, count, config.seed + 1)) as stream:
             for number in range(OPEN_LOOP_BATCHES):

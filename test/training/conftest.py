@@ -26,7 +26,7 @@ def jpeg(rng, height, width, level):
     return cv2.imencode('.jpg', image)[1].tobytes()
 
 
-def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=None):
+def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=None, per_picture=1):
     """Samples whose targets follow from the grey level of the picture: something to learn."""
     rng = np.random.default_rng(seed)
     spec = default_action_specs()[embodiment]
@@ -40,6 +40,8 @@ def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=Non
     with ShardWriter(folder, card, shard_mb=shard_mb) as writer:
         for i in range(samples):
             level = int(rng.integers(0, 255))
+            if i % per_picture == 0:
+                pictures = jpeg(rng, 84, 112, level), jpeg(rng, 56, 56, level) if i % 3 else None
             numbers = np.zeros((1 + spec.horizon, 9))
             numbers[:, 8] = 1
             numbers[:, 0:3] = rng.uniform(0.2, 0.5, 3)
@@ -55,8 +57,8 @@ def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=Non
                 embodiment=embodiment,
                 instruction=('touch the red cube', 'pick up the blue ball')[i % 2],
                 numbers=numbers,
-                external=jpeg(rng, 84, 112, level),
-                wrist=jpeg(rng, 56, 56, level) if i % 3 else None,
+                external=pictures[0],
+                wrist=pictures[1],
             )
             writer.add_episode(sample.key, [sample])
     return folder

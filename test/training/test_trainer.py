@@ -22,6 +22,7 @@ from spear_ros.training.logs import read_metrics
 from spear_ros.training.recipes import change, find_recipe
 from spear_ros.training.trainer import Trainer
 from spear_ros.training.vla_task import VlaTask
+from test.training.conftest import write_shards
 
 
 def make_config(shards, *settings):
@@ -290,6 +291,39 @@ def test_shards_kept_in_memory_give_the_batches_of_shards_on_disk(shards, tmp_pa
     assert a['key'] == b['key']
     for name in ('external', 'wrist', 'target_p', 'wrist_mask'):
         np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]))
+
+
+def test_instructions_of_one_picture_share_it_and_give_the_loss_of_separate_samples(tmp_path):
+    folder = str(write_shards(tmp_path / 'franka', 'franka_droid', samples=24, per_picture=4))
+    settings = ('batch_size=6', 'data.resident=true', 'data.jitter=0.0', 'data.hide_wrist=0.0')
+    task = VlaTask(make_config([folder], 'data.per_picture=3', *settings), tmp_path / 'run')
+    task.prepare(Place())
+    batch = next(task.stream(Place()))
+    assert len(batch['external']) == 2
+    assert batch['picture'].tolist() == [0, 0, 0, 1, 1, 1]
+    numbers = [int(key.rpartition('-')[2]) for key in batch['key']]
+    assert len(set(numbers)) == 6
+    for picture in (numbers[:3], numbers[3:]):
+        assert len({n // 4 for n in picture}) == 1  # neighbours in the shard
+
+    apart = dict(batch)
+    for name in ('external', 'wrist'):
+        apart[name] = apart[name][torch.from_numpy(apart['picture'])]
+    del apart['picture']
+    module = task.make_module()
+    module.load_state_dict(task.initial_state(), strict=False)
+    losses = [module(**task.inputs(b, torch.device('cpu'), 0))['loss'] for b in (batch, apart)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_a_batch_that_does_not_divide_into_pictures_is_refused(shards, tmp_path):
+    with pytest.raises(UserError, match=r'needs data\.resident=true'):
+        make_config(shards, 'data.per_picture=2')
+    config = make_config(shards, 'data.resident=true', 'data.per_picture=3')
+    task = VlaTask(config, tmp_path)
+    task.prepare(Place())
+    with pytest.raises(UserError, match=r'4 samples.*no multiple of data\.per_picture = 3'):
+        task.stream(Place())
 
 
 def test_low_rank_updates_train_and_are_merged_on_export(straight, shards, tmp_path):
