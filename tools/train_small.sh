@@ -7,14 +7,16 @@
 # Settings by environment variables, with their defaults:
 #   PYTHON=python3    PROCESSES=<cores>   for rendering
 #   SCENES=12000      pictures with depth per robot (+ HELD_OUT_SCENES=400 that are never trained on)
-#   EPISODES=1200     scenes per robot and family of demonstrations
+#   EPISODES=150      scenes per robot and family of demonstrations
 #   FAMILIES=touch,push,pick,put          ROBOTS="franka widowx"
+#   RELABEL=2  IMAGINED=2  instructions and tables more per picture, see doc/training.md
+#   RECIPE=spear_tiny  MOGE_RECIPE=moge_tiny  PICTURES="224x168 112x112"   (external, wrist)
 #   MOGE_SETTINGS=""  VLA_SETTINGS=""     further key=value of the two trainings
 #   ROLLOUTS=20       episodes per robot and family at the end (validation scenes), 0 = none
 #   RESULTS=          folder that gets what is worth keeping (export, curves, results)
 set -uo pipefail
 if [ $# -lt 1 ]; then
-  sed -n '2,17p' "$0"
+  sed -n '2,19p' "$0"
   exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -26,8 +28,13 @@ python=${PYTHON:-python3}
 processes=${PROCESSES:-$(nproc)}
 scenes=${SCENES:-12000}
 held_out=${HELD_OUT_SCENES:-400}
-episodes=${EPISODES:-1200}
+episodes=${EPISODES:-150}
 families=${FAMILIES:-touch,push,pick,put}
+relabel=${RELABEL:-2}
+imagined=${IMAGINED:-2}
+recipe=${RECIPE:-spear_tiny}
+moge_recipe=${MOGE_RECIPE:-moge_tiny}
+read -r external wrist <<< "${PICTURES:-224x168 112x112}"
 robots=${ROBOTS:-franka widowx}
 rollouts=${ROLLOUTS:-20}
 results=${RESULTS:-}
@@ -114,13 +121,14 @@ for robot in $robots; do
   parallel "depth_held_out-$robot" $spear depth-scenes --robot "$robot" \
     --seeds "$first_validation:$((first_validation + held_out))" --out "$out/depth_held_out-$robot"
 done
-train moge moge moge_tiny "data.scenes=$(list depth)" \
+train moge moge "$moge_recipe" "data.scenes=$(list depth)" \
   "data.validation=$(list depth_held_out)" ${MOGE_SETTINGS:-}
 for robot in $robots; do
   parallel "demonstrations-$robot" $spear demonstrations --robot "$robot" --families "$families" \
-    --seeds "0:$episodes" --shard-mb 8 --out "$out/demonstrations-$robot"
+    --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" \
+    --external-size "$external" --wrist-size "$wrist" --shard-mb 8 --out "$out/demonstrations-$robot"
 done
-train spear vla spear_tiny "data.shards=$(list demonstrations)" \
+train spear vla "$recipe" "data.shards=$(list demonstrations)" \
   "moge=$out/moge/export" ${VLA_SETTINGS:-}
 if [ "$rollouts" -gt 0 ]; then
   for robot in $robots; do

@@ -89,7 +89,8 @@ def collate(items: Sequence[DecodedSample], settings: LoaderSettings) -> Batch:
         (black where absent: the mask must drop its tokens); ``p`` (B, 3), ``q`` (B, 4) wxyz,
         ``gripper`` (B,), ``proprio_mask`` (B,) bool; ``target_p`` (B, K, 3), ``target_q``
         (B, K, 4), ``target_gripper`` (B, K), ``target_mask`` (B, K) bool; float64 where not bool;
-        ``instruction``, ``dataset``, ``embodiment``, ``key`` lists of str; ``seed`` (B,) uint64.
+        ``instruction``, ``dataset``, ``embodiment``, ``key`` lists of str; ``info`` the samples'
+        facts; ``seed`` (B,) uint64.
     """
     numbers = np.stack([item.sample.numbers for item in items])
     batch: Batch = {
@@ -108,7 +109,7 @@ def collate(items: Sequence[DecodedSample], settings: LoaderSettings) -> Batch:
         batch['wrist_mask'] = np.array([item.wrist is not None for item in items])
         blank = np.zeros((*settings.wrist_size, 3), np.uint8)
         batch['wrist'] = np.stack([blank if i.wrist is None else i.wrist for i in items])
-    for name in ('instruction', 'dataset', 'embodiment', 'key'):
+    for name in ('instruction', 'dataset', 'embodiment', 'key', 'info'):
         batch[name] = [getattr(item.sample, name) for item in items]
     return batch
 

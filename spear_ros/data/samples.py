@@ -61,7 +61,8 @@ class Sample:
     """JPEG."""
     wrist: bytes | None = None
     info: Mapping[str, float | str] = field(default_factory=dict)
-    """Facts for checks: ``step``, ``image_age_s``, ``view``."""
+    """Facts for checks: ``step``, ``image_age_s``, ``view``; of simulated demonstrations also those
+    of :mod:`spear_ros.data.seen_objects`."""
 
 
 def samples_of(

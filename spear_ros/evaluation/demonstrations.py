@@ -32,6 +32,14 @@ from spear_ros.core.types import (
     Observation,
 )
 from spear_ros.data.samples import Sample
+from spear_ros.data.seen_objects import (
+    OBJECTS,
+    RECEPTACLE,
+    TARGET,
+    Point,
+    SeenObject,
+    pack_objects,
+)
 from spear_ros.data.shards import DatasetCard
 from spear_ros.evaluation.disturbance import DemonstrationSettings, Disturbance
 from spear_ros.evaluation.lockstep import Lockstep
@@ -39,6 +47,7 @@ from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.runtime.safety import SafetyLimits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.expert import Expert, Plan
+from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import (
     DIRECTIONS,
     FAMILIES,
@@ -256,19 +265,28 @@ class _DisturbedExpert:
             )
             if camera in observation.images
         }
-        self._add(observation, pictures, scene, scene.task, plan)
+        shown = _Shown(scene.seed, pictures, pack_objects(self._seen_objects()))
+        self._add(observation, shown, scene.task, plan)
         for _ in range(self._times(self._settings.relabel)):
             task = other_task(scene, self._settings.families, self._rng)
-            self._add(observation, pictures, scene, task, self._plan(task, observation))
+            self._add(observation, shown, task, self._plan(task, observation))
 
-    def _add(
-        self,
-        observation: Observation,
-        pictures: Mapping[str, bytes],
-        scene: Scene,
-        task: Task,
-        plan: Plan,
-    ) -> None:
+    def _seen_objects(self) -> list[SeenObject]:
+        world, settings = self._world, self._settings
+        cameras = {
+            EXTERNAL: (world.camera_info(EXTERNAL), settings.external_size),
+            WRIST: (world.camera_info(WRIST), settings.wrist_size),
+        }
+        found = []
+        for name, T in world.object_poses().items():
+            places = {c: picture_place(T[:3, 3], *camera) for c, camera in cameras.items()}
+            x, y, z = (float(v) for v in T[:3, 3])
+            found.append(
+                SeenObject(name.replace('_', ' '), (x, y, z), places[EXTERNAL], places[WRIST])
+            )
+        return found
+
+    def _add(self, observation: Observation, shown: '_Shown', task: Task, plan: Plan) -> None:
         assert self._scene is not None
         key = f'{self._world.robot.name}-{self._scene.family}-{self._scene.seed:07d}'
         texts = wordings(task)
@@ -281,9 +299,15 @@ class _DisturbedExpert:
                 embodiment=self._spec.embodiment,
                 instruction=texts[number],
                 numbers=_numbers(observation, plan),
-                external=pictures[EXTERNAL],
-                wrist=pictures.get(WRIST),
-                info={'family': task.family, 'scene': scene.seed},
+                external=shown.pictures[EXTERNAL],
+                wrist=shown.pictures.get(WRIST),
+                info={
+                    'family': task.family,
+                    'scene': shown.seed,
+                    OBJECTS: shown.objects,
+                    TARGET: task.target.replace('_', ' '),
+                    RECEPTACLE: task.receptacle.replace('_', ' '),
+                },
             )
         )
 
@@ -298,6 +322,31 @@ class _DisturbedExpert:
         ok, encoded = cv2.imencode('.jpg', fitted, options)
         assert ok
         return encoded.tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the samples of one picture have in common."""
+
+    seed: int
+    pictures: Mapping[str, bytes]
+    objects: str
+
+
+def picture_place(p_base: FloatArray, camera: CameraModel, size: tuple[int, int]) -> Point | None:
+    """Where a point lies in the picture cut and scaled to ``size`` (rows, columns).
+
+    Returns:
+        Shares of its width and height; None outside of it or behind the camera.
+    """
+    u, v = camera.project(p_base)
+    if not (np.isfinite(u) and np.isfinite(v)):
+        return None
+    rows, columns = size
+    scale = max(columns / camera.width, rows / camera.height)
+    x = ((u + 0.5 - camera.width / 2) * scale + columns / 2) / columns
+    y = ((v + 0.5 - camera.height / 2) * scale + rows / 2) / rows
+    return (float(x), float(y)) if 0 <= x < 1 and 0 <= y < 1 else None
 
 
 def other_task(scene: Scene, families: tuple[str, ...], rng: np.random.Generator) -> Task:

@@ -188,6 +188,31 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroundingConfig:
+    """Losses that ask where things are, see :mod:`spear_ros.training.grounding`. Ours, for networks
+    that start from nothing: PaliGemma has learnt it before SPEAR-1 begins."""
+
+    patch_weight: float = 0.0
+    """What is in each patch; 0 = not asked."""
+    place_weight: float = 0.0
+    """Where the objects of the instruction are; 0 = not asked."""
+    words: tuple[str, ...] = ()
+    """Words of objects' names that patches are told apart by."""
+
+    def __post_init__(self) -> None:
+        for name in ('patch_weight', 'place_weight'):
+            if getattr(self, name) < 0:
+                raise UserError(f'grounding.{name} = {getattr(self, name)} must not be negative.')
+        if self.patch_weight > 0 and not self.words:
+            raise UserError('grounding.words is empty and grounding.patch_weight asks for them.')
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is any such loss."""
+        return self.patch_weight > 0 or self.place_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class VlaConfig(TrainConfig):
     """SPEAR-1."""
 
@@ -208,6 +233,8 @@ class VlaConfig(TrainConfig):
     lora: LoraConfig = field(default_factory=LoraConfig)
     export_dtype: Literal['stored', 'bfloat16'] = 'stored'
     """Of the exported weights: as trained (float32), or half of that."""
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
+    """Further losses on demonstrations that know what they show; their heads are not exported."""
     tau_per_sample: int = 1
     """Flow times drawn for each sample in one update, the pictures' features shared: cheap."""
 

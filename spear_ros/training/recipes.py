@@ -14,6 +14,7 @@ from spear_ros.core.errors import UserError
 from spear_ros.networks.config import ExpertConfig, FlowConfig, Spear1Config, VitConfig
 from spear_ros.networks.moge_head import MogeConfig, MogeHeadConfig
 from spear_ros.training.config import (
+    GroundingConfig,
     LoggingConfig,
     LoraConfig,
     MogeDataConfig,
@@ -106,6 +107,13 @@ def spear1_debug() -> VlaConfig:
     )
 
 
+OBJECT_WORDS = (
+    *('red', 'green', 'blue', 'yellow', 'orange', 'purple'),
+    *('cube', 'block', 'cylinder', 'ball', 'plate', 'bowl', 'tray'),
+)
+"""Of the simulator's catalogue (a test compares them)."""
+
+
 def spear_tiny() -> VlaConfig:
     """The bundled checkpoint: one small SPEAR-1 for both simulated robots.
 
@@ -120,7 +128,7 @@ def spear_tiny() -> VlaConfig:
             text_length=32,
         ),
         steps=20_000,
-        batch_size=256,
+        batch_size=288,
         ema_decay=0.9995,
         tau_per_sample=8,
         export_dtype='bfloat16',
@@ -134,7 +142,9 @@ def spear_tiny() -> VlaConfig:
             threads=8,
             jitter=0.2,
             hide_wrist=0.05,
+            per_picture=3,
         ),
+        grounding=GroundingConfig(patch_weight=0.5, place_weight=5.0, words=OBJECT_WORDS),
         saving=SavingConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50),
         validate_every=5000,
@@ -157,7 +167,7 @@ def spear_tiny_finetune() -> VlaConfig:
         recompute=False,
         export_dtype='bfloat16',
         optimizer=replace(full.optimizer, learning_rate=3e-4, warmup_steps=100),
-        data=replace(tiny.data, stats='init', threads=2),
+        data=replace(tiny.data, stats='init', threads=2, per_picture=1),
         saving=SavingConfig(every_steps=200, keep=2),
         logging=LoggingConfig(every_steps=20),
         validate_every=500,
@@ -182,7 +192,7 @@ def spear_ablation() -> VlaConfig:
         recipe='spear_ablation',
         model=model,
         steps=1000,
-        batch_size=32,
+        batch_size=48,
         ema_decay=0.99,
         optimizer=replace(start.optimizer, warmup_steps=50),
         saving=SavingConfig(every_steps=200, keep=1),
@@ -237,9 +247,7 @@ def spear_tiny_cpu() -> VlaConfig:
         optimizer=replace(
             start.optimizer, learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.02
         ),
-        data=replace(
-            start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1, per_picture=3
-        ),
+        data=replace(start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1),
         saving=SavingConfig(every_steps=250),
         validate_every=1000,
     )

@@ -154,28 +154,41 @@ class ResidentStream:
         height, width = settings.wrist_size
         wrists = len(addresses) if settings.wrist else 0
         self._wrist = torch.zeros(wrists, height, width, 3, dtype=torch.uint8)
+        self._rest: list[DecodedSample] = []
+        self._siblings: list[list[int]] = []
+        """Rows of each picture: neighbours in a shard may share one."""
+        self._picture: list[int] = []
+        """Picture of each row."""
         with ThreadPoolExecutor(settings.threads) as pool:
-            loaded = pool.map(lambda a: load_sample(datasets, a, settings), addresses)
-            self._rest = [self._keep(i, item) for i, item in enumerate(loaded)]
-        self._siblings = _siblings(self._rest) if per_picture > 1 else []
-        self._external = self._external.to(device)
-        self._wrist = self._wrist.to(device)
+            for item in pool.map(lambda a: load_sample(datasets, a, settings), addresses):
+                self._keep(item)
+        pictures = len(self._siblings)
+        self._external = self._external[:pictures].to(device)
+        self._wrist = self._wrist[:pictures].to(device)
 
-    def _keep(self, index: int, item: DecodedSample) -> DecodedSample:
-        """Move the pictures of a sample into the large arrays; return the rest of it."""
-        self._external[index] = torch.from_numpy(np.ascontiguousarray(item.external))
-        has_wrist = item.wrist is not None
-        if item.wrist is not None:
-            self._wrist[index] = torch.from_numpy(np.ascontiguousarray(item.wrist))
+    def _keep(self, item: DecodedSample) -> None:
+        """Move the pictures of a sample into the large arrays, unless they are there."""
+        row = len(self._rest)
+        if not row or _bytes(item) != _bytes(self._rest[-1]):
+            picture = len(self._siblings)
+            self._external[picture] = torch.from_numpy(np.ascontiguousarray(item.external))
+            if item.wrist is not None:
+                self._wrist[picture] = torch.from_numpy(np.ascontiguousarray(item.wrist))
+            self._siblings.append([])
+        self._siblings[-1].append(row)
+        self._picture.append(len(self._siblings) - 1)
         tiny = np.zeros((1, 1, 3), np.uint8)
-        return DecodedSample(item.sample, tiny, tiny if has_wrist else None, 0)
+        self._rest.append(
+            DecodedSample(item.sample, tiny, tiny if item.wrist is not None else None, 0)
+        )
 
     def __next__(self) -> Batch:
         """Next batch; ``external`` and ``wrist`` are tensors on the device."""
         count = self._per_picture
         draws = [next(self._sampler) for _ in range(self._settings.batch_size // count)]
-        pictures = [self._first[d.dataset, d.shard] + d.index for d in draws]
-        rows = [row for drawn in pictures for row in self._of_picture(drawn)]
+        drawn = [self._first[d.dataset, d.shard] + d.index for d in draws]
+        pictures = [self._picture[row] for row in drawn]
+        rows = [sibling for row in drawn for sibling in self._of_picture(row)]
         items = [
             DecodedSample(r.sample, r.external, r.wrist, draws[i // count].seed)
             for i, r in enumerate(self._rest[row] for row in rows)
@@ -194,10 +207,9 @@ class ResidentStream:
 
     def _of_picture(self, row: int) -> list[int]:
         """Rows that share the picture of ``row``, itself first."""
-        if self._per_picture == 1:
-            return [row]
-        first, size = self._siblings[row]
-        return [first + (row - first + i) % size for i in range(self._per_picture)]
+        siblings = self._siblings[self._picture[row]]
+        first = row - siblings[0]
+        return [siblings[(first + i) % len(siblings)] for i in range(self._per_picture)]
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch."""
@@ -209,17 +221,6 @@ class ResidentStream:
 
     def close(self) -> None:
         """Nothing to stop."""
-
-
-def _siblings(items: list[DecodedSample]) -> list[tuple[int, int]]:
-    """For every sample: first row and number of the neighbours with the same pictures."""
-    found: list[tuple[int, int]] = []
-    start = 0
-    for end in range(1, len(items) + 1):
-        if end == len(items) or _bytes(items[end]) != _bytes(items[start]):
-            found += [(start, end - start)] * (end - start)
-            start = end
-    return found
 
 
 def _bytes(item: DecodedSample) -> tuple[bytes, bytes | None]:

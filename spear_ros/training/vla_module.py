@@ -27,6 +27,8 @@ from spear_ros.networks.spear1 import (
     last_joint_layer,
 )
 from spear_ros.networks.spear_vlm import SpearVlm, prefix_positions
+from spear_ros.training.config import GroundingConfig
+from spear_ros.training.grounding import GroundingHeads, GroundingLabels
 
 PROJECTORS = ('vlm.siglip_projector', 'vlm.moge_projector')
 PARTS = ('expert', 'vlm.siglip', 'vlm.moge', 'vlm.language', 'projector', *PROJECTORS)
@@ -35,9 +37,17 @@ PARTS = ('expert', 'vlm.siglip', 'vlm.moge', 'vlm.language', 'projector', *PROJE
 class VlaModule(nn.Module):
     """Holds SPEAR-1 as ``model`` and returns losses."""
 
-    def __init__(self, config: Spear1Config, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        config: Spear1Config,
+        recompute: bool = False,
+        grounding: GroundingConfig | None = None,
+    ) -> None:
         super().__init__()
         self.model = Spear1(config)
+        self.grounding: GroundingHeads | None = None
+        if grounding is not None and grounding.asked:
+            self.grounding = GroundingHeads(config.language.width, grounding)
         self.recompute = recompute
         if recompute:
             recompute_blocks(self.model.vlm.siglip.blocks)
@@ -49,25 +59,45 @@ class VlaModule(nn.Module):
         sample: FlowSample | None = None,
         valid_BH: Tensor | None = None,
         noise: Tensor | None = None,
+        labels: GroundingLabels | None = None,
     ) -> Any:
         """Losses of :func:`spear_ros.networks.flow_matching.flow_loss`, or chunks from ``noise``.
 
         ``sample`` and ``valid_BH`` have B n rows, the n of one sample next to each other. With
         ``noise`` (B, H, A) instead, chunks (B, H, A) are sampled by full passes, slowly: FSDP
-        gathers the weights of what runs inside of ``forward`` only.
+        gathers the weights of what runs inside of ``forward`` only. With ``labels`` the losses of
+        :mod:`spear_ros.training.grounding` are added.
         """
         if noise is not None:
             return self._sample(inputs, proprio, noise)
         assert sample is not None
-        velocity = self.velocity(inputs, proprio, sample.actions, sample.tau)
-        return flow_loss(velocity, sample, self.model.config.flow, valid_BH)
+        velocity, embedded, features = self._joint(inputs, proprio, sample.actions, sample.tau)
+        losses = flow_loss(velocity, sample, self.model.config.flow, valid_BH)
+        if labels is not None and self.grounding is not None:
+            text = inputs.tokens.shape[1]
+            mask = inputs.token_mask
+            if mask is None:
+                mask = torch.ones_like(inputs.tokens, dtype=torch.bool)
+            read = features[:, -text:]
+            further = self.grounding(embedded[:, :-text], read, mask, labels)
+            losses |= further
+            losses['loss'] = torch.stack([losses['loss'], *further.values()]).sum()
+            losses['place_mm'] = self.grounding.place_mm(read, mask, labels)
+        return losses
 
     def velocity(
         self, inputs: PrefixInputs, proprio: Tensor, actions: Tensor, tau: Tensor
     ) -> Tensor:
         """Velocities (B n, H, A) of noisy actions (B n, H, A) at flow times (B n,)."""
+        return self._joint(inputs, proprio, actions, tau)[0]
+
+    def _joint(
+        self, inputs: PrefixInputs, proprio: Tensor, actions: Tensor, tau: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocities, the prefix as it was embedded, and as the last layer sees it (B, P, D)."""
         model = self.model
         x_BPD, valid_BP = model.vlm.embed_prefix(inputs)
+        embedded = x_BPD
         prefix, horizon = x_BPD.shape[1], actions.shape[1]
         count = actions.shape[0] // x_BPD.shape[0]
         s_BSD = self._embed_suffix(proprio, actions, tau, count)
@@ -81,7 +111,8 @@ class VlaModule(nn.Module):
         for pair in pairs[:-1]:
             x_BPD, s_BSD = self._run(joint_layer, pair, (x_BPD, s_BSD), factors, mask)
         s_BSD = self._run(last_joint_layer, pairs[-1], (x_BPD, s_BSD), factors, mask[:, :, prefix:])
-        return model.expert.velocity(s_BSD[:, 1:].reshape(len(actions), horizon, -1))
+        velocity = model.expert.velocity(s_BSD[:, 1:].reshape(len(actions), horizon, -1))
+        return velocity, embedded, x_BPD
 
     def _sample(self, inputs: PrefixInputs, proprio: Tensor, noise: Tensor) -> Tensor:
         flow = self.model.config.flow

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from spear_ros.processing.tokens import TextTokenizer
 from spear_ros.training.config import VlaConfig
 from spear_ros.training.distributed import Place, agree, barrier
 from spear_ros.training.estimates import StackCost, spear1_stacks
+from spear_ros.training.grounding import GroundingHeads, GroundingLabels, make_labels
 from spear_ros.training.lora import add_lora, lora_state, merge_lora
 from spear_ros.training.pictures import network_pictures, to_device
 from spear_ros.training.start import (
@@ -48,7 +49,7 @@ from spear_ros.training.vla_module import (
     language_blocks,
 )
 
-PREFIX = 'model.'
+PREFIX, HEADS = 'model.', 'grounding.'
 OPEN_LOOP_BATCHES = 4
 
 
@@ -123,7 +124,7 @@ class VlaTask(Task[VlaConfig]):
 
     def make_module(self) -> nn.Module:
         """SPEAR-1 with its loss."""
-        module = VlaModule(self.config.model, self.config.recompute)
+        module = VlaModule(self.config.model, self.config.recompute, self.config.grounding)
         choose_trained(module.model, self._trained_parts())
         freeze_unused(module.model)
         if self.config.depth_branch == 'absent':
@@ -146,6 +147,11 @@ class VlaTask(Task[VlaConfig]):
         if config.depth_branch == 'absent':
             plain = without_depth(plain)
         state = {PREFIX + name: tensor for name, tensor in plain.items()}
+        if config.grounding.asked:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                heads = GroundingHeads(config.model.language.width, config.grounding)
+            state |= {HEADS + name: tensor for name, tensor in heads.state_dict().items()}
         if config.lora.rank:
             with torch.device('meta'):
                 module = self.make_module()
@@ -176,6 +182,7 @@ class VlaTask(Task[VlaConfig]):
         sample = make_sample(actions.repeat_interleave(count, 0), noise, tau, flow)
         valid = torch.from_numpy(batch['target_mask']).repeat_interleave(count, 0)
         return {
+            'labels': self._labels(batch, device),
             'inputs': prefix,
             'proprio': to_device(proprio, device),
             'sample': replace(
@@ -186,6 +193,15 @@ class VlaTask(Task[VlaConfig]):
             ),
             'valid_BH': to_device(valid, device),
         }
+
+    def _labels(self, batch: Batch, device: torch.device) -> GroundingLabels | None:
+        config = self.config
+        if not config.grounding.asked:
+            return None
+        words = config.grounding.words
+        labels = make_labels(batch['info'], config.model, words, config.data.wrist)
+        moved = {f.name: to_device(getattr(labels, f.name), device) for f in fields(labels)}
+        return GroundingLabels(**moved)
 
     def prefix(
         self, batch: Batch, device: torch.device, generator: torch.Generator | None = None
@@ -239,7 +255,7 @@ class VlaTask(Task[VlaConfig]):
             ema=ema,
             recipe=config.recipe,
         )
-        weights = {name.removeprefix(PREFIX): tensor for name, tensor in plain.items()}
+        weights = {n.removeprefix(PREFIX): t for n, t in plain.items() if n.startswith(PREFIX)}
         dtype = torch.bfloat16 if config.export_dtype == 'bfloat16' else None
         return save_checkpoint(folder, contents, weights, dtype=dtype, overwrite=True)
 

@@ -13,19 +13,23 @@ from spear_ros.core.geometry import quat_angle
 from spear_ros.core.types import EXTERNAL, RobotState
 from spear_ros.data.episodes import decode_image_bytes
 from spear_ros.data.samples import TARGETS, P, Q
+from spear_ros.data.seen_objects import read_objects
 from spear_ros.data.shards import ShardDataset
 from spear_ros.evaluation.demonstrations import (
     Demonstrator,
     check_seeds,
     other_task,
+    picture_place,
 )
 from spear_ros.evaluation.disturbance import DemonstrationSettings
 from spear_ros.processing.embodiments import default_action_specs
 from spear_ros.robots import kinematics
 from spear_ros.robots.registry import get_robot
 from spear_ros.runtime.safety import load_limits
+from spear_ros.simulation.catalogue import COLOURS
 from spear_ros.simulation.expert import Expert
 from spear_ros.simulation.grippers import get_gripper
+from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import parse_instruction
 from spear_ros.simulation.world import World
 
@@ -190,3 +194,35 @@ def test_an_imagined_scene_gives_everything_back(parts):
     assert set(world.object_poses()) == set(poses)
     for name, T in world.object_poses().items():
         assert np.array_equal(T, poses[name])
+
+
+def test_samples_say_where_their_objects_are_in_space_and_in_both_pictures(episode, parts):
+    sample = episode.samples[0]
+    objects = {o.name: o for o in read_objects(sample.info['objects'])}
+    task = parse_instruction(sample.instruction)
+    assert sample.info['target'] == task.target.replace('_', ' ')
+    assert sample.info['target'] in objects
+    assert sum(o.external is not None for o in objects.values()) >= 4
+    picture = decode_image_bytes(sample.external, 'external').astype(float)
+    rows, columns = picture.shape[:2]
+    seen = 0
+    for thing in objects.values():
+        if thing.external is None:
+            continue
+        x, y = int(thing.external[0] * columns), int(thing.external[1] * rows)
+        around = picture[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean((0, 1))
+        hue = np.array(COLOURS[thing.name.split()[0]])
+        # Shading and the gripper in front of it aside: the colour that is there is the object's.
+        seen += float(np.corrcoef(around, hue)[0, 1]) > 0.8
+    assert seen >= len(objects) - 2
+
+
+def test_a_place_in_the_picture_counts_in_the_cut_picture():
+    K = np.array([[600.0, 0, 319.5], [0, 600.0, 239.5], [0, 0, 1]])
+    camera = CameraModel(640, 480, K, np.eye(4))
+    assert picture_place(np.array([0.0, 0, 1]), camera, (84, 112)) == (0.5, 0.5)
+    right = np.array([0.39, 0, 1])  # pixel 553.5: outside of the middle square
+    assert picture_place(right, camera, (84, 112))[0] == pytest.approx(554 / 640)
+    assert picture_place(right, camera, (56, 56))[0] == pytest.approx(0.5 + 234 / 480)
+    assert picture_place(np.array([0.45, 0, 1]), camera, (56, 56)) is None
+    assert picture_place(np.array([0.0, 0, -1]), camera, (84, 112)) is None

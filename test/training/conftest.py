@@ -26,7 +26,9 @@ def jpeg(rng, height, width, level):
     return cv2.imencode('.jpg', image)[1].tobytes()
 
 
-def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=None, per_picture=1):
+def write_shards(
+    folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=None, per_picture=1, info=None
+):
     """Samples whose targets follow from the grey level of the picture: something to learn."""
     rng = np.random.default_rng(seed)
     spec = default_action_specs()[embodiment]
@@ -59,6 +61,7 @@ def write_shards(folder, embodiment, *, samples=32, seed=0, shard_mb=1, name=Non
                 numbers=numbers,
                 external=pictures[0],
                 wrist=pictures[1],
+                info=info or {},
             )
             writer.add_episode(sample.key, [sample])
     return folder

@@ -1,0 +1,178 @@
+"""Losses that ask a network where things are, beside the losses of the actions.
+
+SPEAR-1 begins with networks that know what a red cube is. One that begins with nothing has to find
+out from actions alone, and for the first hundred thousand samples it does not (doc/log.md): it
+moves as the mean of all objects asks. Two linear heads, thrown away after the training, help where
+the data know what they show (:mod:`spear_ros.data.seen_objects`):
+
+- patches: each visual token says whether an object's centre lies in its patch, which of some words
+  name it, and where in the patch it is. Words in fifty updates instead of never.
+- places: the text tokens, as the last layer sees them, say where the objects of the instruction are
+  in the base frame. So the instruction finds its object inside of the prefix, where the action
+  expert reads it.
+
+Shapes: B samples, N visual tokens, L text tokens, D width, W words, K labelled objects.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spear_ros.data.seen_objects import (
+    OBJECTS,
+    RECEPTACLE,
+    TARGET,
+    Point,
+    SeenObject,
+    read_objects,
+)
+from spear_ros.networks.spear1 import Spear1Config
+from spear_ros.training.config import GroundingConfig
+
+UNIT_M = 0.1
+"""Places are predicted in these units, about their middle."""
+MIDDLE_M = (0.4, 0.0, 0.03)
+BETA = 0.3
+"""Beyond 3 cm an error counts linearly."""
+OBJECTNESS, OFFSET = 4.0, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroundingLabels:
+    """What the heads are asked; rows count samples."""
+
+    row: Tensor
+    """(K,) int64: sample."""
+    token: Tensor
+    """(K,) int64: visual token, external camera first."""
+    words: Tensor
+    """(K, W) float32, 1 = the word names the object."""
+    offset: Tensor
+    """(K, 2) float32 in [0, 1): place in the patch, right and down."""
+    places: Tensor
+    """(B, 2, 3) float32, m, base frame: target and receptacle."""
+    known: Tensor
+    """(B, 2) bool: which of them there are."""
+    told: Tensor
+    """(B,) bool: samples that know what they show; the others' patches are not asked."""
+
+
+class GroundingHeads(nn.Module):
+    """Both heads.
+
+    Args:
+        width: of the language stack.
+        config: which losses.
+    """
+
+    def __init__(self, width: int, config: GroundingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch = nn.Linear(width, 1 + len(config.words) + 2)
+        self.place = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
+
+    def forward(
+        self, visual_BND: Tensor, text_BLD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels
+    ) -> dict[str, Tensor]:
+        """Weighted losses ``patch`` and ``place``."""
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        if config.patch_weight > 0:
+            losses['patch'] = config.patch_weight * self._patch_loss(visual_BND.float(), labels)
+        if config.place_weight > 0:
+            found = self.places(text_BLD, text_mask_BL)
+            error = (found - labels.places) / UNIT_M
+            each = F.smooth_l1_loss(error, torch.zeros_like(error), reduction='none', beta=BETA)
+            known = labels.known[..., None].expand_as(each)
+            mean = torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
+            losses['place'] = config.place_weight * mean
+        return losses
+
+    def places(self, text_BLD: Tensor, text_mask_BL: Tensor) -> Tensor:
+        """Places (B, 2, 3) of target and receptacle, m, base frame."""
+        share = text_mask_BL.float() / text_mask_BL.sum(1, keepdim=True)
+        pooled = (text_BLD.float() * share[..., None]).sum(1)
+        place = self.place(pooled).unflatten(-1, (2, 3))
+        return UNIT_M * place + place.new_tensor(MIDDLE_M)
+
+    @torch.no_grad()
+    def place_mm(self, text_BLD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels) -> Tensor:
+        """Mean distance on the table between where targets are and are said to be, mm."""
+        error = self.places(text_BLD, text_mask_BL)[:, 0] - labels.places[:, 0]
+        known = labels.known[:, 0]
+        return 1e3 * (error[:, :2].norm(dim=-1) * known).sum() / known.sum().clamp_min(1)
+
+    def _patch_loss(self, visual_BND: Tensor, labels: GroundingLabels) -> Tensor:
+        y = self.patch(visual_BND)
+        there = torch.zeros_like(y[..., 0])
+        there[labels.row, labels.token] = 1.0
+        each = F.binary_cross_entropy_with_logits(y[..., 0], there, reduction='none').mean(1)
+        loss = OBJECTNESS * (each * labels.told).sum() / labels.told.sum().clamp_min(1)
+        if not len(labels.row):
+            return loss
+        at = y[labels.row, labels.token]
+        words = F.binary_cross_entropy_with_logits(at[:, 1:-2], labels.words, reduction='none')
+        return loss + words.sum(1).mean() + OFFSET * F.mse_loss(at[:, -2:], labels.offset)
+
+
+def make_labels(
+    infos: Sequence[Mapping[str, Any]], model: Spear1Config, words: Sequence[str], wrist: bool
+) -> GroundingLabels:
+    """Labels of a batch from the samples' facts; samples without facts ask nothing.
+
+    Raises:
+        UserError: facts of another form.
+    """
+    patch = model.siglip.patch
+    grids = [model.external_size, model.wrist_size] if wrist else [model.external_size]
+    grids = [(h // patch, w // patch) for h, w in grids]
+    row, token, named, offset = [], [], [], []
+    places = torch.zeros(len(infos), 2, 3)
+    known = torch.zeros(len(infos), 2, dtype=torch.bool)
+    for number, info in enumerate(infos):
+        objects = _objects(str(info[OBJECTS])) if OBJECTS in info else ()
+        for thing in objects:
+            parts = thing.name.split()
+            spelled = [float(word in parts) for word in words]
+            for index, inside in _tokens((thing.external, thing.wrist), grids):
+                row.append(number)
+                token.append(index)
+                named.append(spelled)
+                offset.append(inside)
+        by_name = {thing.name: thing.p_base for thing in objects}
+        for which, fact in enumerate((TARGET, RECEPTACLE)):
+            if info.get(fact) in by_name:
+                places[number, which] = torch.tensor(by_name[info[fact]])
+                known[number, which] = True
+    return GroundingLabels(
+        row=torch.tensor(row, dtype=torch.int64),
+        token=torch.tensor(token, dtype=torch.int64),
+        words=torch.tensor(named, dtype=torch.float32).view(-1, len(words)),
+        offset=torch.tensor(offset, dtype=torch.float32).view(-1, 2),
+        places=places,
+        known=known,
+        told=torch.tensor([OBJECTS in info for info in infos]),
+    )
+
+
+@lru_cache(maxsize=200_000)
+def _objects(text: str) -> tuple[SeenObject, ...]:
+    """Read once: a picture comes again with every epoch and every instruction."""
+    return tuple(read_objects(text))
+
+
+def _tokens(
+    points: Iterable[Point | None], grids: Sequence[tuple[int, int]]
+) -> Iterable[tuple[int, Point]]:
+    """Visual token of each point that is seen, and its place in the patch."""
+    first = 0
+    for point, (rows, columns) in zip(points, grids, strict=False):
+        if point is not None:
+            x, y = point[0] * columns, point[1] * rows
+            yield first + int(y) * columns + int(x), (x % 1.0, y % 1.0)
+        first += rows * columns

@@ -1,0 +1,108 @@
+"""Losses that ask where things are: labels from the samples' facts, heads that learn and stay out
+of the export."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from spear_ros.checkpoints.spear1 import load_checkpoint
+from spear_ros.core.errors import UserError
+from spear_ros.data.seen_objects import SeenObject, pack_objects, read_objects
+from spear_ros.networks.spear1 import Spear1Config
+from spear_ros.simulation.catalogue import COLOURS, SHAPES
+from spear_ros.training.config import GroundingConfig
+from spear_ros.training.distributed import Place
+from spear_ros.training.grounding import GroundingHeads, make_labels
+from spear_ros.training.recipes import OBJECT_WORDS, change, find_recipe
+from spear_ros.training.trainer import Trainer
+from spear_ros.training.vla_task import VlaTask
+from test.training.conftest import write_shards
+
+MODEL = Spear1Config.named('spear1_debug')
+CUBE = SeenObject('red cube', (0.5, -0.1, 0.02), (0.30, 0.55), None)
+BALL = SeenObject('blue ball', (0.4, 0.2, 0.03), (0.99, 0.99), (0.5, 0.25))
+INFO = {'objects': pack_objects([CUBE, BALL]), 'target': 'blue ball', 'receptacle': ''}
+WORDS = ('red', 'blue', 'cube', 'ball')
+
+
+def test_objects_survive_packing():
+    assert read_objects(pack_objects([CUBE, BALL])) == [CUBE, BALL]
+    with pytest.raises(UserError, match='make the demonstrations again'):
+        read_objects('[["red cube", [1, 2]]]')
+
+
+def test_labels_name_the_patch_the_words_and_the_place():
+    labels = make_labels([{}, INFO], MODEL, WORDS, wrist=True)
+    rows, columns = (n // MODEL.siglip.patch for n in MODEL.external_size)
+    assert labels.row.tolist() == [1, 1, 1]  # the cube is outside of the wrist's picture
+    first = int(0.55 * rows) * columns + int(0.30 * columns)
+    wrist_columns = MODEL.wrist_size[1] // MODEL.siglip.patch
+    wrist_row = int(0.25 * MODEL.wrist_size[0] // MODEL.siglip.patch)
+    wrist = rows * columns + wrist_row * wrist_columns + wrist_columns // 2
+    assert labels.token.tolist() == [first, rows * columns - 1, wrist]
+    assert labels.words.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1]]
+    np.testing.assert_allclose(labels.offset[0], [0.30 * columns % 1, 0.55 * rows % 1], atol=1e-6)
+    assert labels.known.tolist() == [[False, False], [True, False]]
+    assert labels.told.tolist() == [False, True]
+    torch.testing.assert_close(labels.places[1, 0], torch.tensor([0.4, 0.2, 0.03]))
+
+
+def test_without_the_wrist_camera_its_patches_are_not_asked():
+    labels = make_labels([INFO], MODEL, WORDS, wrist=False)
+    assert len(labels.row) == 2
+
+
+def test_samples_without_facts_change_nothing():
+    heads = GroundingHeads(8, GroundingConfig(patch_weight=1.0, place_weight=1.0, words=WORDS))
+    labels = make_labels([{}, {}], MODEL, WORDS, wrist=True)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    losses = heads(torch.randn(2, 99, 8), torch.randn(2, 3, 8), mask, labels)
+    assert [float(v) for v in losses.values()] == [0.0, 0.0]
+
+
+def test_padding_does_not_move_a_place():
+    heads = GroundingHeads(8, GroundingConfig(place_weight=1.0))
+    text = torch.randn(1, 4, 8)
+    mask = torch.tensor([[True, True, False, False]])
+    other = torch.where(mask[..., None], text, 100.0)
+    torch.testing.assert_close(heads.places(text, mask), heads.places(other, mask))
+
+
+def test_words_are_those_of_the_catalogue():
+    assert set(OBJECT_WORDS) == {*COLOURS, *SHAPES}
+
+
+def test_a_weight_without_words_is_refused():
+    with pytest.raises(UserError, match=r'grounding\.words is empty'):
+        GroundingConfig(patch_weight=1.0)
+
+
+def test_both_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
+    info = {**INFO, 'objects': json.dumps([['red cube', [0.5, 0.3, 0.02], [0.3, 0.5], [0.2, 0.2]]])}
+    info['target'] = 'red cube'
+    folder = str(write_shards(tmp_path / 'franka', 'franka_droid', samples=16, info=info))
+    config = change(
+        find_recipe('vla', 'spear1_debug'),
+        [
+            f'data.shards=[{folder}]', 'steps=30', 'batch_size=8', 'saving.every_steps=30',
+            'logging.every_steps=10', 'grounding.patch_weight=0.5', 'grounding.place_weight=5.0',
+            'grounding.words=[red, cube]', 'validate_every=0', 'optimizer.learning_rate=3e-3',
+        ],
+    )  # fmt: skip
+    run = tmp_path / 'run'
+    Trainer(VlaTask(config, run), run, Place()).run()
+    lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    lines = [line for line in lines if line['kind'] == 'train']
+    for name in ('patch', 'place', 'place_mm'):
+        assert lines[-1][name] < 0.6 * lines[0][name], name
+    assert load_checkpoint(run / 'export').model is not None
+    stored = (run / 'export' / 'model.safetensors').read_bytes()
+    assert b'grounding' not in stored[: int.from_bytes(stored[:8], 'little') + 8]
+
+
+def test_labels_are_tensors_of_the_device():
+    labels = make_labels([INFO], MODEL, WORDS, wrist=True)
+    assert all(isinstance(getattr(labels, f.name), torch.Tensor) for f in fields(labels))
