@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spear_ros.core.arguments import parse_with_settings
 from spear_ros.core.errors import UserError
 
 # Which extra of setup.py brings a missing module.
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in arguments if not word.startswith('-')), '')
     try:
         parser = build_parser(chosen)
-        args = parser.parse_args(arguments)
+        args = parse_with_settings(parser, arguments)
         return int(args.run(args))
     except UserError as error:
         sentence: str | None = str(error)

@@ -110,7 +110,7 @@ class CheckpointFolder:
         try:
             free = shutil.disk_usage(self.root).free
             if needed > free:
-                return f'{needed / 1e9:.2f} GB needed and {free / 1e9:.2f} GB free on the disk'
+                return f'{needed / 1e6:.0f} MB needed and {free / 1e6:.0f} MB free on the disk'
             if self._place.first:
                 shutil.rmtree(building, ignore_errors=True)
                 building.mkdir(parents=True)

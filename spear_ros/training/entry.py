@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from spear_ros.core.arguments import parse_with_settings
 from spear_ros.core.config import to_yaml
 from spear_ros.core.errors import UserError
 from spear_ros.training.config import MogeTrainConfig, TrainConfig, VlaConfig, VlmConfig
@@ -78,7 +79,7 @@ def main(kind: str, argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f'python -m spear_ros.training.{kind}')
     add_arguments(parser, kind)
     try:
-        train(kind, parser.parse_args(argv))
+        train(kind, parse_with_settings(parser, argv))
     except UserError as error:
         sys.stderr.write(f'spear_ros.training.{kind}: {error}\n')
         return USER_ERROR
