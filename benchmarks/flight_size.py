@@ -45,6 +45,7 @@ def pictures(path: Path) -> list[np.ndarray]:
 
 
 def main() -> None:
+    """Print the table and the line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', type=Path)
     args = parser.parse_args()

@@ -13,10 +13,10 @@ def parse_with_settings(
     steps=9`` would be refused for its last word. Whatever else is unknown still ends the program.
     """
     args, rest = parser.parse_known_args(argv)
-    settings = getattr(args, 'settings', None)
-    if rest and (settings is None or not all(_is_setting(word) for word in rest)):
-        parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if rest:
+        settings: list[str] | None = getattr(args, 'settings', None)
+        if settings is None or not all(_is_setting(word) for word in rest):
+            parser.error(f'unrecognized arguments: {" ".join(rest)}')
         args.settings = [*settings, *rest]
     return args
 

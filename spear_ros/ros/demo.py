@@ -38,9 +38,7 @@ Say = Callable[[str], None]
 _FRAME_PERIOD_S = 0.2
 _START_TIMEOUT_S = 90.0
 _OPERATOR = 'operator'
-
-
-UNSEEN_HOMING_S = 2.0
+_UNSEEN_HOMING_S = 2.0
 """Ten or more statuses: whoever has not been seen homing by then is not."""
 
 
@@ -256,7 +254,7 @@ class _Demo:
             def ended(mark: int = mark, accepted: float = accepted) -> bool:
                 states = [change.state for change in client.history[mark:]]
                 # On a busy machine a hold may follow before any status said HOMING.
-                begun = 'HOMING' in states or time.monotonic() > accepted + UNSEEN_HOMING_S
+                begun = 'HOMING' in states or time.monotonic() > accepted + _UNSEEN_HOMING_S
                 return begun and client.state != 'HOMING'
 
             client.wait_for('the end of homing', ended, 45.0)

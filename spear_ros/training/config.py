@@ -173,7 +173,7 @@ class VlaDataConfig:
         if self.per_picture < 1 or (self.per_picture > 1 and not self.resident):
             raise UserError(
                 f'data.per_picture = {self.per_picture} must be at least 1, and more than 1 needs '
-                'data.resident=true.'
+                'data.resident=true; set that, or data.per_picture=1.'
             )
 
 

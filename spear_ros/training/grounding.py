@@ -2,11 +2,12 @@
 
 SPEAR-1 begins with networks that know what a red cube is. One that begins with nothing has to find
 out from actions alone, and for the first hundred thousand samples it does not (doc/log.md): it
-moves as the mean of all objects asks. Two linear heads, thrown away after the training, help where
-the data know what they show (:mod:`spear_ros.data.seen_objects`):
+moves as the mean of all objects asks. Two small heads, thrown away after the training, ask where
+the data know what they show (:mod:`spear_ros.data.seen_objects`). Heads of another form taught the
+same network colours in fifty updates (doc/log.md); what these ones do for actions is not measured.
 
 - patches: each visual token says whether an object's centre lies in its patch, which of some words
-  name it, and where in the patch it is. Words in fifty updates instead of never.
+  name it, and where in the patch it is.
 - places: the text tokens, as the last layer sees them, say where the objects of the instruction are
   in the base frame. So the instruction finds its object inside of the prefix, where the action
   expert reads it.
@@ -152,8 +153,8 @@ def make_labels(
     return GroundingLabels(
         row=torch.tensor(row, dtype=torch.int64),
         token=torch.tensor(token, dtype=torch.int64),
-        words=torch.tensor(named, dtype=torch.float32).view(-1, len(words)),
-        offset=torch.tensor(offset, dtype=torch.float32).view(-1, 2),
+        words=torch.tensor(named, dtype=torch.float32).view(len(row), len(words)),
+        offset=torch.tensor(offset, dtype=torch.float32).view(len(row), 2),
         places=places,
         known=known,
         told=torch.tensor([OBJECTS in info for info in infos]),

@@ -82,7 +82,8 @@ class VlaModule(nn.Module):
             further = self.grounding(embedded[:, :-text], read, mask, labels)
             losses |= further
             losses['loss'] = torch.stack([losses['loss'], *further.values()]).sum()
-            losses['place_mm'] = self.grounding.place_mm(read, mask, labels)
+            if 'place' in further:
+                losses['place_mm'] = self.grounding.place_mm(read, mask, labels)
         return losses
 
     def velocity(

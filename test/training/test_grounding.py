@@ -103,6 +103,24 @@ def test_both_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
     assert b'grounding' not in stored[: int.from_bytes(stored[:8], 'little') + 8]
 
 
-def test_labels_are_tensors_of_the_device():
-    labels = make_labels([INFO], MODEL, WORDS, wrist=True)
-    assert all(isinstance(getattr(labels, f.name), torch.Tensor) for f in fields(labels))
+def test_all_labels_are_tensors_on_the_device_of_the_run(tmp_path):
+    weights = ['grounding.place_weight=1.0']
+    task = VlaTask(change(find_recipe('vla', 'spear1_debug'), weights), tmp_path)
+    labels = task._labels({'info': [INFO]}, torch.device('meta'))
+    for field in fields(labels):
+        value = getattr(labels, field.name)
+        assert isinstance(value, torch.Tensor), field.name
+        assert value.device.type == 'meta', field.name
+
+
+def test_a_place_that_is_not_learnt_is_not_reported(tmp_path):
+    folder = str(write_shards(tmp_path / 'franka', 'franka_droid', samples=8, info=INFO))
+    settings = [f'data.shards=[{folder}]', 'batch_size=4', 'grounding.patch_weight=1.0',
+                'grounding.words=[red]']  # fmt: skip
+    task = VlaTask(change(find_recipe('vla', 'spear1_debug'), settings), tmp_path / 'run')
+    task.prepare(Place())
+    module = task.make_module()
+    module.load_state_dict(task.initial_state())
+    losses = module(**task.inputs(next(task.stream(Place())), torch.device('cpu'), 0))
+    assert 'patch' in losses
+    assert not {'place', 'place_mm'} & losses.keys()
