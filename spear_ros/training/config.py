@@ -194,13 +194,15 @@ class GroundingConfig:
 
     patch_weight: float = 0.0
     """What is in each patch; 0 = not asked."""
+    point_weight: float = 0.0
+    """Which patches show the objects of the instruction, and where any object is; 0 = not asked."""
     place_weight: float = 0.0
     """Where the objects of the instruction are; 0 = not asked."""
     words: tuple[str, ...] = ()
     """Words of objects' names that patches are told apart by."""
 
     def __post_init__(self) -> None:
-        for name in ('patch_weight', 'place_weight'):
+        for name in ('patch_weight', 'point_weight', 'place_weight'):
             if getattr(self, name) < 0:
                 raise UserError(f'grounding.{name} = {getattr(self, name)} must not be negative.')
         if self.patch_weight > 0 and not self.words:
@@ -209,7 +211,7 @@ class GroundingConfig:
     @property
     def asked(self) -> bool:
         """Whether there is any such loss."""
-        return self.patch_weight > 0 or self.place_weight > 0
+        return max(self.patch_weight, self.point_weight, self.place_weight) > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 SPEAR-1 begins with networks that know what a red cube is. One that begins with nothing has to find
 out from actions alone, and for the first hundred thousand samples it does not (doc/log.md): it
-moves as the mean of all objects asks. Two small heads, thrown away after the training, ask where
-the data know what they show (:mod:`spear_ros.data.seen_objects`). Heads of another form taught the
-same network colours in fifty updates (doc/log.md); what these ones do for actions is not measured.
+moves as the mean of all objects asks. Three small heads, thrown away after the training, ask where
+the data know what they show (:mod:`spear_ros.data.seen_objects`):
 
 - patches: each visual token says whether an object's centre lies in its patch, which of some words
   name it, and where in the patch it is.
+- points: the visual tokens, as the last layer sees them, compete for which of them shows the target
+  of the instruction, and which its receptacle; those that show any object say where that one is in
+  the base frame.
 - places: the text tokens, as the last layer sees them, say where the objects of the instruction are
   in the base frame. So the instruction finds its object inside of the prefix, where the action
   expert reads it.
@@ -55,6 +57,10 @@ class GroundingLabels:
     """(K, W) float32, 1 = the word names the object."""
     offset: Tensor
     """(K, 2) float32 in [0, 1): place in the patch, right and down."""
+    xyz: Tensor
+    """(K, 3) float32, m, base frame."""
+    role: Tensor
+    """(K, 2) float32, 1 = it is the target, it is the receptacle of its sample's instruction."""
     places: Tensor
     """(B, 2, 3) float32, m, base frame: target and receptacle."""
     known: Tensor
@@ -64,7 +70,7 @@ class GroundingLabels:
 
 
 class GroundingHeads(nn.Module):
-    """Both heads.
+    """All three heads.
 
     Args:
         width: of the language stack.
@@ -75,20 +81,34 @@ class GroundingHeads(nn.Module):
         super().__init__()
         self.config = config
         self.patch = nn.Linear(width, 1 + len(config.words) + 2)
+        self.point = nn.Linear(width, 2)
+        self.xyz = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3))
         self.place = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
     def forward(
-        self, visual_BND: Tensor, text_BLD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels
+        self,
+        visual_BND: Tensor,
+        read_BPD: Tensor,
+        text_mask_BL: Tensor,
+        labels: GroundingLabels,
     ) -> dict[str, Tensor]:
-        """Weighted losses ``patch`` and ``place``."""
+        """Weighted losses ``patch``, ``point`` and ``place``, as far as they are asked.
+
+        Args:
+            visual_BND: visual tokens as they were embedded.
+            read_BPD: the prefix, P = N + L, as the last layer sees it.
+            text_mask_BL: text tokens that are no padding.
+            labels: what is right.
+        """
         config = self.config
+        seen, text_BLD = read_BPD.float().split([visual_BND.shape[1], text_mask_BL.shape[1]], 1)
         losses: dict[str, Tensor] = {}
         if config.patch_weight > 0:
             losses['patch'] = config.patch_weight * self._patch_loss(visual_BND.float(), labels)
+        if config.point_weight > 0:
+            losses['point'] = config.point_weight * self._point_loss(seen, labels)
         if config.place_weight > 0:
-            found = self.places(text_BLD, text_mask_BL)
-            error = (found - labels.places) / UNIT_M
-            each = F.smooth_l1_loss(error, torch.zeros_like(error), reduction='none', beta=BETA)
+            each = _distance(self.places(text_BLD, text_mask_BL) - labels.places)
             known = labels.known[..., None].expand_as(each)
             mean = torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
             losses['place'] = config.place_weight * mean
@@ -102,11 +122,39 @@ class GroundingHeads(nn.Module):
         return UNIT_M * place + place.new_tensor(MIDDLE_M)
 
     @torch.no_grad()
-    def place_mm(self, text_BLD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels) -> Tensor:
-        """Mean distance on the table between where targets are and are said to be, mm."""
-        error = self.places(text_BLD, text_mask_BL)[:, 0] - labels.places[:, 0]
-        known = labels.known[:, 0]
-        return 1e3 * (error[:, :2].norm(dim=-1) * known).sum() / known.sum().clamp_min(1)
+    def figures(
+        self, read_BPD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels
+    ) -> dict[str, Tensor]:
+        """What the losses that are asked mean: ``pointed``, the share of samples whose target is
+        where the highest score is (of those that show it), and ``place_mm``, the mean distance on
+        the table between where targets are and are said to be."""
+        text = text_mask_BL.shape[1]
+        figures: dict[str, Tensor] = {}
+        if self.config.point_weight > 0:
+            scores_BN = self.point(read_BPD[:, :-text].float())[..., 0]
+            shown = torch.zeros_like(scores_BN)
+            shown[labels.row, labels.token] = labels.role[:, 0]
+            right = shown.gather(1, scores_BN.argmax(1, keepdim=True)).sum()
+            figures['pointed'] = right / shown.amax(1).sum().clamp_min(1)
+        if self.config.place_weight > 0:
+            error = self.places(read_BPD[:, -text:], text_mask_BL)[:, 0] - labels.places[:, 0]
+            known = labels.known[:, 0]
+            total = (error[:, :2].norm(dim=-1) * known).sum()
+            figures['place_mm'] = 1e3 * total / known.sum().clamp_min(1)
+        return figures
+
+    def _point_loss(self, seen_BND: Tensor, labels: GroundingLabels) -> Tensor:
+        if not len(labels.row):
+            return seen_BND.new_zeros(())
+        row, token = labels.row, labels.token
+        # All places of one sample share a softmax; one that is seen twice counts half at each.
+        logs = F.log_softmax(self.point(seen_BND), dim=1)[row, token]
+        seen_times = torch.zeros_like(labels.known, dtype=logs.dtype)
+        seen_times.index_add_(0, row, labels.role)
+        share = labels.role / seen_times[row].clamp_min(1.0)
+        point = -(share * logs).sum() / (seen_times > 0).sum().clamp_min(1)
+        xyz = UNIT_M * self.xyz(seen_BND[row, token]) + logs.new_tensor(MIDDLE_M)
+        return point + _distance(xyz - labels.xyz).mean()
 
     def _patch_loss(self, visual_BND: Tensor, labels: GroundingLabels) -> Tensor:
         y = self.patch(visual_BND)
@@ -121,6 +169,12 @@ class GroundingHeads(nn.Module):
         return loss + words.sum(1).mean() + OFFSET * F.mse_loss(at[:, -2:], labels.offset)
 
 
+def _distance(error: Tensor) -> Tensor:
+    """Loss of each number of an error in m."""
+    units = error / UNIT_M
+    return F.smooth_l1_loss(units, torch.zeros_like(units), reduction='none', beta=BETA)
+
+
 def make_labels(
     infos: Sequence[Mapping[str, Any]], model: Spear1Config, words: Sequence[str], wrist: bool
 ) -> GroundingLabels:
@@ -132,7 +186,7 @@ def make_labels(
     patch = model.siglip.patch
     grids = [model.external_size, model.wrist_size] if wrist else [model.external_size]
     grids = [(h // patch, w // patch) for h, w in grids]
-    row, token, named, offset = [], [], [], []
+    row, token, named, offset, xyz, role = [], [], [], [], [], []
     places = torch.zeros(len(infos), 2, 3)
     known = torch.zeros(len(infos), 2, dtype=torch.bool)
     for number, info in enumerate(infos):
@@ -145,6 +199,8 @@ def make_labels(
                 token.append(index)
                 named.append(spelled)
                 offset.append(inside)
+                xyz.append(thing.p_base)
+                role.append([float(info.get(f) == thing.name) for f in (TARGET, RECEPTACLE)])
         by_name = {thing.name: thing.p_base for thing in objects}
         for which, fact in enumerate((TARGET, RECEPTACLE)):
             if info.get(fact) in by_name:
@@ -155,6 +211,8 @@ def make_labels(
         token=torch.tensor(token, dtype=torch.int64),
         words=torch.tensor(named, dtype=torch.float32).view(len(row), len(words)),
         offset=torch.tensor(offset, dtype=torch.float32).view(len(row), 2),
+        xyz=torch.tensor(xyz, dtype=torch.float32).view(len(row), 3),
+        role=torch.tensor(role, dtype=torch.float32).view(len(row), 2),
         places=places,
         known=known,
         told=torch.tensor([OBJECTS in info for info in infos]),

@@ -144,7 +144,9 @@ def spear_tiny() -> VlaConfig:
             hide_wrist=0.05,
             per_picture=3,
         ),
-        grounding=GroundingConfig(patch_weight=0.5, place_weight=5.0, words=OBJECT_WORDS),
+        grounding=GroundingConfig(
+            patch_weight=0.5, point_weight=0.5, place_weight=5.0, words=OBJECT_WORDS
+        ),
         saving=SavingConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50),
         validate_every=5000,

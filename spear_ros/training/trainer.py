@@ -49,7 +49,7 @@ from spear_ros.training.weights import averaged_weights, fill, full_state
 Validate = Callable[[Path], Mapping[str, float]]
 """Gets the folder of an exported checkpoint, on process 0, and returns figures."""
 
-EXPORT = 'export'
+EXPORT, VALIDATION = 'export', 'validation'
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -337,14 +337,15 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Figures of the averaged weights: open-loop by the task, then ``validate`` on an export.
 
-        Process 0 runs the latter while the others wait.
+        The export stays in ``validation`` until the next one, so that a run can be tried on a robot
+        before it ends. Process 0 runs ``validate`` while the others wait.
         """
         self.module.eval()
         with averaged_weights(self.module, self.state.ema), self._autocast():
             figures = dict(self.task.evaluate(self.module, self.place))
+        folder = self.folder / VALIDATION
+        self.export(folder)
         if self._validate is not None:
-            folder = self.folder / 'validation'
-            self.export(folder)
             if self.place.first:
                 figures.update(self._validate(folder))
             barrier(self.place)

@@ -78,12 +78,10 @@ class VlaModule(nn.Module):
             mask = inputs.token_mask
             if mask is None:
                 mask = torch.ones_like(inputs.tokens, dtype=torch.bool)
-            read = features[:, -text:]
-            further = self.grounding(embedded[:, :-text], read, mask, labels)
+            further = self.grounding(embedded[:, :-text], features, mask, labels)
             losses |= further
             losses['loss'] = torch.stack([losses['loss'], *further.values()]).sum()
-            if 'place' in further:
-                losses['place_mm'] = self.grounding.place_mm(read, mask, labels)
+            losses |= self.grounding.figures(features, mask, labels)
         return losses
 
     def velocity(

@@ -171,10 +171,14 @@ class VlaTask(Task[VlaConfig]):
         return make_stream(config.data, data, place, count, config.seed)
 
     def inputs(self, batch: Batch, device: torch.device, seed: int) -> Mapping[str, Any]:
-        """Pictures, text, proprioception, and a point of the flow for each sample."""
-        config, flow = self.config, self.config.model.flow
+        """Pictures (augmented), text, proprioception, and a point of the flow for each sample."""
         generator = torch.Generator().manual_seed(seed)
-        prefix = self.prefix(batch, device, generator)
+        return self._asked(batch, device, generator, self.prefix(batch, device, generator))
+
+    def _asked(
+        self, batch: Batch, device: torch.device, generator: torch.Generator, prefix: PrefixInputs
+    ) -> dict[str, Any]:
+        config, flow = self.config, self.config.model.flow
         actions, proprio = encode_batch(batch, self.specs, self.stats)
         count = config.tau_per_sample
         noise = sample_noise(count * len(actions), flow, generator)
@@ -261,7 +265,8 @@ class VlaTask(Task[VlaConfig]):
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module, place: Place) -> dict[str, float]:
-        """Open-loop error: sampled chunks against the recorded ones, over all valid knots."""
+        """Open-loop error: sampled chunks against the recorded ones, over all valid knots; and
+        the losses of the same samples as they are, without augmentation."""
         config = self.config
         name = 'open_loop' if config.data.validation else 'open_loop_on_training_data'
         data = self.mixture, self.datasets
@@ -270,15 +275,24 @@ class VlaTask(Task[VlaConfig]):
         count = max(1, min(64, config.batch_size // place.world))
         settings = replace(config.data, resident=False, per_picture=1)
         totals = torch.zeros(4, dtype=torch.float64)
+        losses: dict[str, float] = {}
         with closing(make_stream(settings, data, place, count, config.seed + 1)) as stream:
             for number in range(OPEN_LOOP_BATCHES):
-                totals += self._errors(module, next(stream), place, number)
+                batch = next(stream)
+                totals += self._errors(module, batch, place, number)
+                generator = torch.Generator().manual_seed(number)
+                prefix = self.prefix(batch, place.device)
+                asked = self._asked(batch, place.device, generator, prefix)
+                for key, value in module(**asked).items():
+                    losses[key] = losses.get(key, 0.0) + float(value) / OPEN_LOOP_BATCHES
+        means = agree(list(losses.values()), place, 'sum')
         sums = agree(totals.tolist(), place, 'sum')
         knots = max(sums[3], 1.0)
         return {
             f'{name}_mm': sums[0] / knots,
             f'{name}_deg': sums[1] / knots,
             f'{name}_gripper_wrong': sums[2] / knots,
+            **{f'{name}_{k}': v / place.world for k, v in zip(losses, means, strict=True)},
         }
 
     def _errors(self, module: nn.Module, batch: Batch, place: Place, number: int) -> Tensor:

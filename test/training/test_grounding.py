@@ -47,6 +47,8 @@ def test_labels_name_the_patch_the_words_and_the_place():
     np.testing.assert_allclose(labels.offset[0], [0.30 * columns % 1, 0.55 * rows % 1], atol=1e-6)
     assert labels.known.tolist() == [[False, False], [True, False]]
     assert labels.told.tolist() == [False, True]
+    assert labels.role.tolist() == [[0, 0], [1, 0], [1, 0]]
+    np.testing.assert_allclose(labels.xyz[0], CUBE.p_base, atol=1e-6)
     torch.testing.assert_close(labels.places[1, 0], torch.tensor([0.4, 0.2, 0.03]))
 
 
@@ -56,11 +58,43 @@ def test_without_the_wrist_camera_its_patches_are_not_asked():
 
 
 def test_samples_without_facts_change_nothing():
-    heads = GroundingHeads(8, GroundingConfig(patch_weight=1.0, place_weight=1.0, words=WORDS))
+    config = GroundingConfig(patch_weight=1.0, point_weight=1.0, place_weight=1.0, words=WORDS)
+    heads = GroundingHeads(8, config)
     labels = make_labels([{}, {}], MODEL, WORDS, wrist=True)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    losses = heads(torch.randn(2, 99, 8), torch.randn(2, 3, 8), mask, labels)
-    assert [float(v) for v in losses.values()] == [0.0, 0.0]
+    losses = heads(torch.randn(2, 99, 8), torch.randn(2, 102, 8), mask, labels)
+    assert [float(v.detach()) for v in losses.values()] == [0.0, 0.0, 0.0]
+
+
+def test_pointing_at_every_picture_of_the_target_alike_is_the_least_loss():
+    heads = GroundingHeads(2, GroundingConfig(point_weight=1.0))
+    with torch.no_grad():
+        for head in (heads.point, *heads.xyz):
+            for parameter in head.parameters():
+                parameter.zero_()
+        heads.point.weight[0, 0] = 1.0
+    at_middle = SeenObject('red cube', (0.4, 0.0, 0.03), (0.30, 0.55), (0.5, 0.5))
+    info = {'objects': pack_objects([at_middle]), 'target': 'red cube', 'receptacle': ''}
+    labels = make_labels([info], MODEL, (), wrist=True)
+    visual = torch.zeros(1, 64, 2)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+
+    def loss(**scores):
+        read = torch.zeros(1, 65, 2)
+        for token, score in zip(labels.token.tolist(), scores.values(), strict=True):
+            read[0, token, 0] = score
+        return float(heads(visual, read, mask, labels)['point'].detach())
+
+    def pointed(token):
+        read = torch.zeros(1, 65, 2)
+        read[0, token, 0] = 1.0
+        return float(heads.figures(read, mask, labels)['pointed'])
+
+    assert [pointed(token) for token in labels.token.tolist()] == [1.0, 1.0]
+    assert pointed(63) == 0.0
+    assert loss(a=0.0, b=0.0) == pytest.approx(np.log(64))
+    assert loss(a=30.0, b=30.0) == pytest.approx(np.log(2), abs=1e-4)
+    assert loss(a=30.0, b=0.0) > 10
 
 
 def test_padding_does_not_move_a_place():
@@ -80,15 +114,16 @@ def test_a_weight_without_words_is_refused():
         GroundingConfig(patch_weight=1.0)
 
 
-def test_both_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
+def test_all_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
     info = {**INFO, 'objects': json.dumps([['red cube', [0.5, 0.3, 0.02], [0.3, 0.5], [0.2, 0.2]]])}
     info['target'] = 'red cube'
     folder = str(write_shards(tmp_path / 'franka', 'franka_droid', samples=16, info=info))
     config = change(
         find_recipe('vla', 'spear1_debug'),
         [
-            f'data.shards=[{folder}]', 'steps=30', 'batch_size=8', 'saving.every_steps=30',
+            f'data.shards=[{folder}]', 'steps=60', 'batch_size=8', 'saving.every_steps=60',
             'logging.every_steps=10', 'grounding.patch_weight=0.5', 'grounding.place_weight=5.0',
+            'grounding.point_weight=0.5',
             'grounding.words=[red, cube]', 'validate_every=0', 'optimizer.learning_rate=3e-3',
         ],
     )  # fmt: skip
@@ -96,7 +131,7 @@ def test_both_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
     Trainer(VlaTask(config, run), run, Place()).run()
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     lines = [line for line in lines if line['kind'] == 'train']
-    for name in ('patch', 'place', 'place_mm'):
+    for name in ('patch', 'point', 'place', 'place_mm'):
         assert lines[-1][name] < 0.6 * lines[0][name], name
     assert load_checkpoint(run / 'export').model is not None
     stored = (run / 'export' / 'model.safetensors').read_bytes()
@@ -123,4 +158,4 @@ def test_a_place_that_is_not_learnt_is_not_reported(tmp_path):
     module.load_state_dict(task.initial_state())
     losses = module(**task.inputs(next(task.stream(Place())), torch.device('cpu'), 0))
     assert 'patch' in losses
-    assert not {'place', 'place_mm'} & losses.keys()
+    assert not {'place', 'place_mm', 'point', 'pointed'} & losses.keys()
