@@ -4,19 +4,21 @@
 #
 #   tools/train_small.sh FOLDER [MINUTES]     exit status 0 = all done, 3 = call it again
 #
-# Settings by environment variables, with their defaults:
+#   SIZE=cpu tools/train_small.sh FOLDER 150   what is bundled: two cores, two and a half hours
+#
+# Settings by environment variables, with their defaults (those of SIZE=cpu are below):
 #   PYTHON=python3    PROCESSES=<cores>   for rendering
 #   SCENES=12000      pictures with depth per robot (+ HELD_OUT_SCENES=400 that are never trained on)
 #   EPISODES=150      scenes per robot and family of demonstrations
 #   FAMILIES=touch,push,pick,put          ROBOTS="franka widowx"
-#   RELABEL=2  IMAGINED=2  instructions and tables more per picture, see doc/training.md
+#   RELABEL=2  IMAGINED=2  CLOSE=0.5  more instructions and tables per picture, see doc/training.md
 #   RECIPE=spear_tiny  MOGE_RECIPE=moge_tiny  PICTURES="224x168 112x112"   (external, wrist)
 #   MOGE_SETTINGS=""  VLA_SETTINGS=""     further key=value of the two trainings
 #   ROLLOUTS=20       episodes per robot and family at the end (validation scenes), 0 = none
 #   RESULTS=          folder that gets what is worth keeping (export, curves, results)
 set -uo pipefail
 if [ $# -lt 1 ]; then
-  sed -n '2,19p' "$0"
+  sed -n '2,21p' "$0"
   exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -24,6 +26,17 @@ minutes=${2:-60}
 deadline=$(($(date +%s) + 60 * minutes))
 cd "$(dirname "$0")/.." || exit 2
 
+case ${SIZE:-gpu} in
+  gpu) ;;
+  cpu)
+    : "${SCENES:=1200}" "${HELD_OUT_SCENES:=100}" "${EPISODES:=36}" "${RELABEL:=5}"
+    : "${RECIPE:=spear_tiny_cpu}" "${MOGE_RECIPE:=moge_tiny_cpu}" "${PICTURES:=140x112 56x56}"
+    ;;
+  *)
+    echo "SIZE=$SIZE is neither gpu nor cpu."
+    exit 2
+    ;;
+esac
 python=${PYTHON:-python3}
 processes=${PROCESSES:-$(nproc)}
 scenes=${SCENES:-12000}
@@ -32,6 +45,7 @@ episodes=${EPISODES:-150}
 families=${FAMILIES:-touch,push,pick,put}
 relabel=${RELABEL:-2}
 imagined=${IMAGINED:-2}
+close=${CLOSE:-0.5}
 recipe=${RECIPE:-spear_tiny}
 moge_recipe=${MOGE_RECIPE:-moge_tiny}
 read -r external wrist <<< "${PICTURES:-224x168 112x112}"
@@ -125,7 +139,7 @@ train moge moge "$moge_recipe" "data.scenes=$(list depth)" \
   "data.validation=$(list depth_held_out)" ${MOGE_SETTINGS:-}
 for robot in $robots; do
   parallel "demonstrations-$robot" $spear demonstrations --robot "$robot" --families "$families" \
-    --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" \
+    --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" --close "$close" \
     --external-size "$external" --wrist-size "$wrist" --shard-mb 8 --out "$out/demonstrations-$robot"
 done
 train spear vla "$recipe" "data.shards=$(list demonstrations)" \

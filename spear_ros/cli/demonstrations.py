@@ -34,6 +34,10 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument(
         '--imagined', type=float, default=0.0, help='further tables a picture, same robot'
     )
+    parser.add_argument(
+        '--close', type=float, default=0.0,
+        help='share of both that is about an object close to the tool',
+    )  # fmt: skip
     parser.add_argument('--external-size', default='224x168', metavar='WxH')
     parser.add_argument('--wrist-size', default='112x112', metavar='WxH')
     parser.add_argument('--jpeg-quality', type=int, default=95)
@@ -51,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         clean=args.clean,
         relabel=args.relabel,
         imagined=args.imagined,
+        close=args.close,
         external_size=size(args.external_size),
         wrist_size=size(args.wrist_size),
         jpeg_quality=args.jpeg_quality,

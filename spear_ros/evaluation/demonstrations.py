@@ -10,10 +10,11 @@ makes (noise injection with relabelling, as in DART, arXiv 1703.09327, and DAgge
 The expert remembers nothing, so a picture can also be labelled for another instruction: the same
 scene, another object. ``relabel`` adds such samples; they are what makes a policy listen. For the
 same reason the robot can be shown at another table while it touches nothing (``imagined``): a new
-layout for the price of two pictures, where an episode shows one.
+layout for the price of two pictures, where an episode shows one. ``close`` makes sure that enough
+of both are about an object near the tool, where a policy has to be exact.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,7 @@ from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.runtime.safety import SafetyLimits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.expert import Expert, Plan
+from spear_ros.simulation.layout import draw_layout
 from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import (
     DIRECTIONS,
@@ -64,6 +66,8 @@ Fit = Callable[[ImageArray, tuple[int, int]], ImageArray]
 robot will."""
 
 NAME = 'demonstrator'
+CANDIDATES = 6
+"""Tables that one with an object close to the tool is chosen from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +83,7 @@ def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: 
     """Card of a folder of demonstrations."""
     s = settings
     imagined = f'imagined {s.imagined:g}, ' if s.imagined else ''
+    close = f'close {s.close:g}, ' if s.close else ''
     return DatasetCard(
         name=name,
         spec=spec,
@@ -87,7 +92,7 @@ def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: 
         source=(
             f'simulator, expert at speed {s.speed:g}, clean {s.clean:g}, offset {s.offset_m:g} m, '
             f'turn {s.turn_rad:g} rad, excursion {s.excursion:g}, wrong gripper '
-            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, {imagined}'
+            f'{s.wrong_gripper:g}, relabel {s.relabel:g}, {imagined}{close}'
             f'families {" ".join(s.families)}'
         ),
     )
@@ -241,7 +246,12 @@ class _DisturbedExpert:
         """Keep samples of the same robot at another table."""
         rng, world = self._rng, self._world
         family = str(rng.choice(self._settings.families))
-        with world.imagined_scene(int(rng.integers(TRAINING_SEEDS.stop)), family) as scene:
+        seed = int(rng.integers(TRAINING_SEEDS.stop))
+        close = bool(self._times(self._settings.close))
+        if close:
+            others = rng.integers(TRAINING_SEEDS.stop, size=CANDIDATES - 1)
+            seed = self._closest_table((seed, *map(int, others)), family)
+        with world.imagined_scene(seed, family) as scene:
             if world.is_touching():
                 return
             images = {
@@ -249,11 +259,38 @@ class _DisturbedExpert:
                 for camera, frame in observation.images.items()
             }
             seen = replace(observation, images=images, privileged=world.object_poses())
-            self._keep(scene, seen, self._plan(scene.task, seen))
+            task = scene.task
+            if close:
+                task = other_task(scene, self._settings.families, rng, self._closest_object(scene))
+            self._keep(replace(scene, task=task), seen, self._plan(task, seen))
+
+    def _closest_table(self, seeds: Sequence[int], family: str) -> int:
+        """The seed whose table has a graspable object closest to the tool, seen from above."""
+        tool = self._tool_xy()
+
+        def distance(seed: int) -> float:
+            layout = draw_layout(self._world.robot.family, seed, family)
+            return min(
+                float(np.hypot(o.x_m - tool[0], o.y_m - tool[1]))
+                for o in layout.objects
+                if o.slot >= 0
+            )
+
+        return min(seeds, key=distance)
+
+    def _closest_object(self, scene: Scene) -> str:
+        """Name of the graspable object closest to the tool, seen from above."""
+        tool, poses = self._tool_xy(), self._world.object_poses()
+        names = [o.name for o in scene.layout.objects if o.slot >= 0]
+        return min(names, key=lambda name: float(np.linalg.norm(poses[name][:2, 3] - tool)))
+
+    def _tool_xy(self) -> FloatArray:
+        T = self._world.T_base_ee @ self._world.gripper.T_ee_tcp
+        return np.asarray(T[:2, 3])
 
     def _times(self, mean: float) -> int:
         whole, part = divmod(mean, 1.0)
-        return int(whole) + int(self._rng.random() < part)
+        return int(whole) + int(part > 0 and self._rng.random() < part)
 
     def _keep(self, scene: Scene, observation: Observation, plan: Plan) -> None:
         """Store the sample, and with some chance others for other instructions."""
@@ -268,7 +305,9 @@ class _DisturbedExpert:
         shown = _Shown(scene.seed, pictures, pack_objects(self._seen_objects()))
         self._add(observation, shown, scene.task, plan)
         for _ in range(self._times(self._settings.relabel)):
-            task = other_task(scene, self._settings.families, self._rng)
+            close = bool(self._times(self._settings.close))
+            target = self._closest_object(scene) if close else ''
+            task = other_task(scene, self._settings.families, self._rng, target)
             self._add(observation, shown, task, self._plan(task, observation))
 
     def _seen_objects(self) -> list[SeenObject]:
@@ -349,8 +388,11 @@ def picture_place(p_base: FloatArray, camera: CameraModel, size: tuple[int, int]
     return (float(x), float(y)) if 0 <= x < 1 and 0 <= y < 1 else None
 
 
-def other_task(scene: Scene, families: tuple[str, ...], rng: np.random.Generator) -> Task:
-    """Another instruction about the same scene, of one of ``families``."""
+def other_task(
+    scene: Scene, families: tuple[str, ...], rng: np.random.Generator, target: str = ''
+) -> Task:
+    """Another instruction about the same scene, of one of ``families``; about ``target`` where one
+    is given (a ball is pushed by no one: then it is another object)."""
     graspable = [o.name for o in scene.layout.objects if o.slot >= 0]
     receptacles = [o.name for o in scene.layout.objects if o.slot < 0]
     possible = [f for f in families if f != PUT or receptacles]
@@ -359,7 +401,8 @@ def other_task(scene: Scene, families: tuple[str, ...], rng: np.random.Generator
     family = str(rng.choice(possible))
     if family == PUSH:
         graspable = [n for n in graspable if not n.endswith('_ball')] or graspable
-    target = str(rng.choice(graspable))
+    if target not in graspable:
+        target = str(rng.choice(graspable))
     if family == PUSH:
         return Task(family, target, direction=str(rng.choice(list(DIRECTIONS))))
     if family == PUT:

@@ -34,6 +34,10 @@ class DemonstrationSettings:
     """Further pictures per picture in which the same robot stands at another table: other objects,
     places, light and camera. Each carries 1 + ``relabel`` instructions. They teach where things
     are at a fraction of the price of an episode."""
+    close: float = 0.0
+    """Share of the further instructions that ask for the object closest to the tool, and of the
+    further tables that are chosen for one with an object close to it. Elsewhere the tool is hardly
+    ever near what a further instruction asks for, and there millimetres decide."""
     speed: float = 0.5
     """Share of the nominal speeds that the expert uses."""
     limit_s: float = 20.0
@@ -47,7 +51,7 @@ class DemonstrationSettings:
         for family in self.families:
             if family not in FAMILIES:
                 raise UserError(f'families: "{family}" is not one of {", ".join(FAMILIES)}.')
-        for name in ('clean', 'excursion', 'wrong_gripper'):
+        for name in ('clean', 'excursion', 'wrong_gripper', 'close'):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f'{name} = {getattr(self, name)} must lie between 0 and 1.')
         if not 0 <= self.relabel <= 10:

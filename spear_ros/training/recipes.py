@@ -182,12 +182,13 @@ def spear_ablation() -> VlaConfig:
     Vision and language are those of spear_vlm_ablation, so that its export can be the start.
     """
     start = spear_tiny_cpu()
+    nano = Spear1Config.named('spear1_nano')
     model = replace(
         spear_vlm_ablation().model,
         expert=ExpertConfig(width=96, mlp_width=256),
         flow=start.model.flow,
-        external_size=start.model.external_size,
-        wrist_size=start.model.wrist_size,
+        external_size=nano.external_size,
+        wrist_size=nano.wrist_size,
     )
     return replace(
         start,
@@ -196,7 +197,8 @@ def spear_ablation() -> VlaConfig:
         steps=1000,
         batch_size=48,
         ema_decay=0.99,
-        optimizer=replace(start.optimizer, warmup_steps=50),
+        optimizer=replace(start.optimizer, learning_rate=1.5e-3, warmup_steps=50),
+        data=replace(start.data, external_size=nano.external_size, per_picture=3),
         saving=SavingConfig(every_steps=200, keep=1),
         logging=LoggingConfig(every_steps=50, tensorboard=False),
         validate_every=0,
@@ -234,24 +236,31 @@ def moge_tiny() -> MogeTrainConfig:
 
 
 def spear_tiny_cpu() -> VlaConfig:
-    """spear_tiny for hours on two cores: 3 M parameters, pictures of half the size, float32 (CPUs
-    without bfloat16 arithmetic emulate it slowly), three instructions a picture."""
+    """spear_tiny for 75 minutes on two cores: 3 M parameters, small pictures, float32 (CPUs without
+    bfloat16 arithmetic emulate it slowly), four instructions a picture."""
     start = spear_tiny()
+    model = Spear1Config.named('spear1_nano', external_size=(112, 140))
     return replace(
         start,
         recipe='spear_tiny_cpu',
-        model=replace(Spear1Config.named('spear1_nano'), flow=FlowConfig(rotation_loss='cos+geo')),
-        steps=5000,
-        batch_size=96,
+        model=replace(model, flow=FlowConfig(rotation_loss='cos+geo')),
+        steps=7200,
+        batch_size=64,
         ema_decay=0.998,
         tau_per_sample=4,
         precision='float32',
         optimizer=replace(
-            start.optimizer, learning_rate=1.5e-3, warmup_steps=200, weight_decay=0.02
+            start.optimizer, learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.02
         ),
-        data=replace(start.data, external_size=(84, 112), wrist_size=(56, 56), threads=1),
-        saving=SavingConfig(every_steps=250),
-        validate_every=1000,
+        data=replace(
+            start.data,
+            external_size=model.external_size,
+            wrist_size=model.wrist_size,
+            threads=1,
+            per_picture=4,
+        ),
+        saving=SavingConfig(every_steps=450),
+        validate_every=900,
     )
 
 
@@ -268,13 +277,13 @@ def moge_tiny_cpu() -> MogeTrainConfig:
         model=replace(start.model, head=head, num_tokens_range=(40, 80)),
         image_size=(84, 112),
         data=MogeDataConfig(threads=1),
-        steps=1000,
+        steps=700,
         batch_size=24,
         ema_decay=0.99,
         precision='float32',
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, final_ratio=0.02),
-        saving=SavingConfig(every_steps=250),
-        validate_every=500,
+        saving=SavingConfig(every_steps=350),
+        validate_every=350,
     )
 
 

@@ -181,6 +181,27 @@ def test_imagined_tables_show_other_objects_under_the_same_robot_and_leave_the_s
         assert family in SETTINGS.families
 
 
+def test_close_makes_further_instructions_about_what_is_under_the_tool(parts):
+    _, world, expert = parts
+    spec = default_action_specs()['widowx_bridge']
+
+    def further(close):
+        settings = replace(SETTINGS, imagined=2.0, relabel=2.0, clean=1.0, close=close)
+        episode = Demonstrator(
+            world, expert, load_limits(world.robot), spec, settings, network_fit
+        ).episode('touch', 6)
+        distances = []
+        for sample in episode.samples:
+            objects = {o.name: o.p_base for o in read_objects(sample.info['objects'])}
+            tool = sample.numbers[0, P]
+            away = {n: np.hypot(*(np.array(p[:2]) - tool[:2])) for n, p in objects.items()}
+            if sample.info['scene'] != 6:
+                distances.append(away[sample.info['target']])
+        return float(np.median(distances))
+
+    assert further(1.0) < 0.6 * further(0.0)
+
+
 def test_an_imagined_scene_gives_everything_back(parts):
     _, world, _ = parts
     world.reset_scene(3, 'pick')
