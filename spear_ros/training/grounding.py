@@ -56,7 +56,7 @@ class GroundingLabels:
     words: Tensor
     """(K, W) float32, 1 = the word names the object."""
     offset: Tensor
-    """(K, 2) float32 in [0, 1): place in the patch, right and down."""
+    """(K, 2) float32 in [0, 1]: place in the patch, right and down."""
     xyz: Tensor
     """(K, 3) float32, m, base frame."""
     role: Tensor
@@ -233,5 +233,7 @@ def _tokens(
     for point, (rows, columns) in zip(points, grids, strict=False):
         if point is not None:
             x, y = point[0] * columns, point[1] * rows
-            yield first + int(y) * columns + int(x), (x % 1.0, y % 1.0)
+            # A place at the edge may have been rounded to 1.
+            column, row = min(int(x), columns - 1), min(int(y), rows - 1)
+            yield first + row * columns + column, (x - column, y - row)
         first += rows * columns

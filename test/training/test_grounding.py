@@ -52,6 +52,18 @@ def test_labels_name_the_patch_the_words_and_the_place():
     torch.testing.assert_close(labels.places[1, 0], torch.tensor([0.4, 0.2, 0.03]))
 
 
+def test_a_place_rounded_to_the_far_edge_is_in_the_last_patch():
+    edge = SeenObject('red cube', (0.5, 0.0, 0.02), (0.99996, 0.99999), (0.99998, 0.2))
+    info = {'objects': pack_objects([edge]), 'target': 'red cube', 'receptacle': ''}
+    labels = make_labels([info], MODEL, WORDS, wrist=True)
+    rows, columns = (n // MODEL.siglip.patch for n in MODEL.external_size)
+    wrist_rows, wrist_columns = (n // MODEL.siglip.patch for n in MODEL.wrist_size)
+    assert labels.token[0] == rows * columns - 1
+    assert labels.token[1] < rows * columns + wrist_rows * wrist_columns
+    assert (labels.token[1] - rows * columns) % wrist_columns == wrist_columns - 1
+    assert float(labels.offset.max()) == 1.0
+
+
 def test_without_the_wrist_camera_its_patches_are_not_asked():
     labels = make_labels([INFO], MODEL, WORDS, wrist=False)
     assert len(labels.row) == 2
