@@ -1,6 +1,6 @@
 # make help shows what there is. Every target first brings .venv to what it needs; when it is there
 # already, that takes a fraction of a second and no network.
-ROBOT ?= franka
+ROBOT ?= widowx
 POLICY ?=
 ARGS ?=
 TORCH ?= auto
@@ -18,7 +18,7 @@ export MUJOCO_GL ?= egl
 
 help:
 	@echo 'make demo        a simulated robot follows three instructions; pictures, video and bag in out/demo'
-	@echo '                 ROBOT=franka   POLICY=scripted needs no torch   ARGS="..." goes to spear demo'
+	@echo '                 ROBOT=widowx|franka   POLICY=scripted needs no torch   ARGS="..." goes to spear demo'
 	@echo 'make test        linter, type checker and the whole test suite'
 	@echo 'make doctor      what works on this machine, what is missing, and the mend'
 	@echo 'make venv        only the environment: .venv with everything that the tests need'

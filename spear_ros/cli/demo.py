@@ -14,7 +14,7 @@ BUNDLED = 'models/spear_tiny'
 def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
     """Add this command."""
     parser = subparsers.add_parser('demo', help='simulated robot, real ROS 2, three instructions')
-    parser.add_argument('--robot', choices=('franka', 'widowx'), default='franka')
+    parser.add_argument('--robot', choices=('franka', 'widowx'), default='widowx')
     parser.add_argument(
         '--policy',
         choices=POLICIES,
