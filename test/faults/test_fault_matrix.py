@@ -222,8 +222,8 @@ def scenario_cpu_hog(bench, fault):
             lambda: bench.log.count > begin + 100 or bench.state == 'FAULT', '100 commands', 30
         )
     stops = [c for c in bench.changes[first:] if c.state in ('HOLD', 'FAULT')]
-    # Time limits by other names, as a starved policy says them: what it hears of the arm is old, and
-    # a picture that took a second looks like another clock's.
+    # Time limits by other names, as a starved policy says them: what it hears of the arm is old,
+    # and a picture that took a second looks like another clock's.
     late = re.compile(r'\d ms (old|apart|before|after)|no sample near|stamped -\d')
     others = [
         (c.reason.name, c.text) for c in stops if c.reason not in TIMING and not late.search(c.text)
