@@ -56,6 +56,10 @@ def main() -> None:
     parser.add_argument('--within', type=float, required=True, help='m')
     parser.add_argument('--times', type=int, required=True)
     args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f'{args.out} exists; give a new folder.')
+    if not (args.folder / 'dataset.json').is_file():
+        parser.error(f'{args.folder} holds no dataset.json; give a folder of demonstrations.')
     args.out.mkdir(parents=True)
     shutil.copy(args.folder / 'dataset.json', args.out)
     lines = [

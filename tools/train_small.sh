@@ -4,7 +4,7 @@
 #
 #   tools/train_small.sh FOLDER [MINUTES]     exit status 0 = all done, 3 = call it again
 #
-#   SIZE=cpu tools/train_small.sh FOLDER 150   what is bundled: two cores, two and a half hours
+#   SIZE=cpu tools/train_small.sh FOLDER 150   the smaller one for two cores, planned for 150 minutes
 #
 # Settings by environment variables, with their defaults (those of SIZE=cpu are below):
 #   PYTHON=python3    PROCESSES=<cores>   for rendering

@@ -67,6 +67,7 @@ class PolicyNode(AutostartNode):
         super().__init__('policy_node')
         wiring = declare_parameters(self, WiringParameters)
         self._parameters = declare_parameters(self, PolicyParameters)
+        self._simulated = wiring.simulated
         self._config = robot_config(wiring)
         self._robot = get_robot(self._config.model)
         self._loaded: Policy | UserError | None = None
@@ -139,6 +140,7 @@ class PolicyNode(AutostartNode):
     def _load(self) -> None:
         p = self._parameters
         try:
+            check_checkpoint(p.policy, p.checkpoint or p.untrained, simulated=self._simulated)
             _limit_threads(p.threads)
             options: dict[str, object] = {'untrained': p.untrained} if p.untrained else {}
             policy = create_policy(
@@ -277,6 +279,19 @@ class PolicyNode(AutostartNode):
 
     def _publish_diagnostics(self) -> None:
         self._diagnostics.publish(diagnostics_message(self._status()))
+
+
+def check_checkpoint(policy: str, chosen: str, *, simulated: bool) -> None:
+    """Refuse to fall back on the bundled checkpoint, which knows no real picture, on a real robot.
+
+    Raises:
+        UserError: spear1 without a checkpoint outside of the simulation.
+    """
+    if policy == 'spear1' and not chosen and not simulated:
+        raise UserError(
+            'checkpoint is empty, and the bundled models/spear_tiny has seen simulated pictures '
+            'only; give the folder of a checkpoint for this robot (checkpoint:=FOLDER).'
+        )
 
 
 def _limit_threads(threads: int) -> None:
