@@ -29,8 +29,8 @@ cd "$(dirname "$0")/.." || exit 2
 case ${SIZE:-gpu} in
   gpu) ;;
   cpu)
-    : "${SCENES:=1200}" "${HELD_OUT_SCENES:=100}" "${EPISODES:=36}" "${RELABEL:=5}"
-    : "${RECIPE:=spear_tiny_cpu}" "${MOGE_RECIPE:=moge_tiny_cpu}" "${PICTURES:=140x112 56x56}"
+    : "${SCENES:=1200}" "${HELD_OUT_SCENES:=100}" "${EPISODES:=42}" "${RELABEL:=4}" "${IMAGINED:=3}"
+    : "${RECIPE:=spear_tiny_cpu}" "${MOGE_RECIPE:=moge_tiny_cpu}" "${PICTURES:=140x112 84x84}"
     ;;
   *)
     echo "SIZE=$SIZE is neither gpu nor cpu."

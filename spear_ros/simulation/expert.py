@@ -28,7 +28,10 @@ TURN_GAIN_1_S = 4.0
 FINGER_RATE_1_S = 1.0
 """Openings per second that the look-ahead assumes: slower than the real ones, so that a lift is
 never planned before the fingers have met the object."""
-FUNNEL_SLOPE = 4.0
+FUNNEL_SLOPE = 2.0
+"""Rise per distance. A policy that copies this is unsure of the place by a centimetre or two, and
+the mean of what it may have to do is to hover that much times this above its goal: with 4 the
+Franka never came down (doc/log.md). Margins are as wide as the fingers forgive, for that reason."""
 GRASP_MARGIN = 0.06
 """Openings within this of the object's width count as holding it."""
 
@@ -158,7 +161,7 @@ class Expert:
         low = top + self.gripper.tip_m - 0.004
         # Never come down with the fingers apart: they would straddle the object.
         ready = low if tool.opening < 0.3 else low + 0.04 * self._scale
-        return self._come_down(tool, T[:2, 3], 0.0, ready, opening=0.0)
+        return self._come_down(tool, T[:2, 3], 0.0, ready, opening=0.0, margin=0.014)
 
     def _aim_push(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         T = objects[task.target]
@@ -170,12 +173,12 @@ class Expert:
         along = float((tool.p[:2] - T[:2, 3]) @ d)
         across = float((tool.p[:2] - T[:2, 3]) @ side)
         low = max(self._table + self.gripper.tip_m + 0.010 * self._scale, self._lowest)
-        lane = 0.012 * self._scale
-        if tool.p[2] < low + 0.012 * self._scale and along < -0.6 * reach and abs(across) < lane:
+        lane = 0.015 * self._scale
+        if tool.p[2] < low + 0.015 * self._scale and along < -0.6 * reach and abs(across) < lane:
             return self._aim_shove(tool, T, d, side, across, low)
-        start = T[:2, 3] - d * (reach + 0.022 * self._scale)
+        start = T[:2, 3] - d * (reach + 0.028 * self._scale)
         ready = low if tool.opening < 0.3 else low + 0.04 * self._scale
-        return self._come_down(tool, start, 0.0, ready, opening=0.0)
+        return self._come_down(tool, start, 0.0, ready, opening=0.0, margin=0.010)
 
     def _aim_shove(
         self, tool: Tool, T: FloatArray, d: FloatArray, side: FloatArray, across: float, low: float
@@ -199,14 +202,14 @@ class Expert:
         width = self.gripper.opening_for(2 * _grip_half(shape) * self._scale)
         missed = tool.opening < width - GRASP_MARGIN
         near = (
-            offset < 0.007 * slack * self._scale
-            and abs(tool.p[2] - low) < 0.006 * slack
+            offset < 0.010 * slack * self._scale
+            and abs(tool.p[2] - low) < 0.008 * slack
             and turn < 0.12 * slack
         )
         if near and not missed:
             return Aim(np.array([*T[:2, 3], low]), yaw, 0.0)
         room = low if tool.opening > 0.85 else low + 0.06 * self._scale
-        return self._come_down(tool, T[:2, 3], yaw, room, opening=1.0)
+        return self._come_down(tool, T[:2, 3], yaw, room, opening=1.0, margin=0.008)
 
     def _aim_lift(self, tool: Tool) -> Aim:
         goal = np.array([*tool.p[:2], self._clear + 0.02 * self._scale])
@@ -220,8 +223,8 @@ class Expert:
         low = rim + hang + 0.004
         goal = tool.p[:2] + Y[:2, 3] - T[:2, 3]
         offset = np.linalg.norm(Y[:2, 3] - T[:2, 3])
-        release = offset < 0.02 * self._scale and tool.p[2] < low + 0.008
-        aim = self._come_down(tool, goal, self._yaw(tool), low, opening=0.0, margin=0.012)
+        release = offset < 0.025 * self._scale and tool.p[2] < low + 0.010
+        aim = self._come_down(tool, goal, self._yaw(tool), low, opening=0.0, margin=0.018)
         return replace(aim, opening=1.0 if release else 0.0)
 
     # -- building blocks -------------------------------------------------------------------------

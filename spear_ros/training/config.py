@@ -198,6 +198,8 @@ class GroundingConfig:
     """Which patches show the objects of the instruction, and where any object is; 0 = not asked."""
     place_weight: float = 0.0
     """Where the objects of the instruction are; 0 = not asked."""
+    layers: int = 1
+    """So many of the last layers' inputs are asked for points and places, their mean counts."""
     words: tuple[str, ...] = ()
     """Words of objects' names that patches are told apart by."""
 
@@ -205,6 +207,8 @@ class GroundingConfig:
         for name in ('patch_weight', 'point_weight', 'place_weight'):
             if getattr(self, name) < 0:
                 raise UserError(f'grounding.{name} = {getattr(self, name)} must not be negative.')
+        if self.layers < 1:
+            raise UserError(f'grounding.layers = {self.layers} must be at least 1.')
         if self.patch_weight > 0 and not self.words:
             raise UserError('grounding.words is empty and grounding.patch_weight asks for them.')
 
@@ -222,6 +226,8 @@ class VlaConfig(TrainConfig):
     data: VlaDataConfig = field(default_factory=VlaDataConfig)
     init: str = ''
     """Checkpoint folder to start from (SPEAR-1 or SPEAR-VLM); '' = fresh weights."""
+    fresh_expert: bool = False
+    """Draw the action expert, at any size, although ``init`` has one; SPEAR-VLM never has."""
     moge: str = ''
     """Folder of a MoGe-1 checkpoint for the frozen branch; '' = what ``init`` has."""
     tokenizer: str = ''
@@ -239,6 +245,14 @@ class VlaConfig(TrainConfig):
     """Further losses on demonstrations that know what they show; their heads are not exported."""
     tau_per_sample: int = 1
     """Flow times drawn for each sample in one update, the pictures' features shared: cheap."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grounding.layers > self.model.language.layers:
+            raise UserError(
+                f'grounding.layers = {self.grounding.layers} is more than the language stack has: '
+                f'it has {self.model.language.layers} layers.'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

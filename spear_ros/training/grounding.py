@@ -7,12 +7,14 @@ the data know what they show (:mod:`spear_ros.data.seen_objects`):
 
 - patches: each visual token says whether an object's centre lies in its patch, which of some words
   name it, and where in the patch it is.
-- points: the visual tokens, as the last layer sees them, compete for which of them shows the target
-  of the instruction, and which its receptacle; those that show any object say where that one is in
-  the base frame.
-- places: the text tokens, as the last layer sees them, say where the objects of the instruction are
+- points: the visual tokens, as the last layers see them, compete for which of them shows the target
+  of the instruction, and which its receptacle; those that show any object say where that one is:
+  the external camera's in the base frame, the wrist's in the end effector's, for the prefix does
+  not know where the arm is.
+- places: the text tokens, as the last layers see them, say where the objects of the instruction are
   in the base frame. So the instruction finds its object inside of the prefix, where the action
-  expert reads it.
+  expert reads it. Asked before the last layer only, the expert has one layer to make a motion of
+  it; ``layers = 2`` leaves it two.
 
 Shapes: B samples, N visual tokens, L text tokens, D width, W words, K labelled objects.
 """
@@ -22,10 +24,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spear_ros.core.types import FloatArray
 from spear_ros.data.seen_objects import (
     OBJECTS,
     RECEPTACLE,
@@ -42,7 +46,7 @@ UNIT_M = 0.1
 MIDDLE_M = (0.4, 0.0, 0.03)
 BETA = 0.3
 """Beyond 3 cm an error counts linearly."""
-OBJECTNESS, OFFSET = 4.0, 4.0
+OBJECTNESS, OFFSET, SEEN = 4.0, 4.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,11 @@ class GroundingLabels:
     offset: Tensor
     """(K, 2) float32 in [0, 1]: place in the patch, right and down."""
     xyz: Tensor
-    """(K, 3) float32, m, base frame."""
+    """(K, 3) float32, m, in the base frame; in the end effector's for tokens of the wrist."""
+    external: Tensor
+    """(K,) bool: seen by the external camera."""
+    placed: Tensor
+    """(K,) bool: ``xyz`` is known (without the arm's pose the wrist's is not)."""
     role: Tensor
     """(K, 2) float32, 1 = it is the target, it is the receptacle of its sample's instruction."""
     places: Tensor
@@ -88,7 +96,7 @@ class GroundingHeads(nn.Module):
     def forward(
         self,
         visual_BND: Tensor,
-        read_BPD: Tensor,
+        read_BPD: Sequence[Tensor],
         text_mask_BL: Tensor,
         labels: GroundingLabels,
     ) -> dict[str, Tensor]:
@@ -96,22 +104,22 @@ class GroundingHeads(nn.Module):
 
         Args:
             visual_BND: visual tokens as they were embedded.
-            read_BPD: the prefix, P = N + L, as the last layer sees it.
+            read_BPD: the prefix, P = N + L, as each of the asked layers sees it; their mean counts.
             text_mask_BL: text tokens that are no padding.
             labels: what is right.
         """
         config = self.config
-        seen, text_BLD = read_BPD.float().split([visual_BND.shape[1], text_mask_BL.shape[1]], 1)
+        sizes = [visual_BND.shape[1], text_mask_BL.shape[1]]
+        read = [x_BPD.float().split(sizes, 1) for x_BPD in read_BPD]
         losses: dict[str, Tensor] = {}
         if config.patch_weight > 0:
             losses['patch'] = config.patch_weight * self._patch_loss(visual_BND.float(), labels)
         if config.point_weight > 0:
-            losses['point'] = config.point_weight * self._point_loss(seen, labels)
+            each = [self._point_loss(seen_BND, labels) for seen_BND, _ in read]
+            losses['point'] = config.point_weight * torch.stack(each).mean()
         if config.place_weight > 0:
-            each = _distance(self.places(text_BLD, text_mask_BL) - labels.places)
-            known = labels.known[..., None].expand_as(each)
-            mean = torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
-            losses['place'] = config.place_weight * mean
+            each = [self._place_loss(text_BLD, text_mask_BL, labels) for _, text_BLD in read]
+            losses['place'] = config.place_weight * torch.stack(each).mean()
         return losses
 
     def places(self, text_BLD: Tensor, text_mask_BL: Tensor) -> Tensor:
@@ -126,8 +134,10 @@ class GroundingHeads(nn.Module):
         self, read_BPD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels
     ) -> dict[str, Tensor]:
         """What the losses that are asked mean: ``pointed``, the share of samples whose target is
-        where the highest score is (of those that show it), and ``place_mm``, the mean distance on
-        the table between where targets are and are said to be."""
+        where the highest score is (of those that show it), ``seen_mm`` and ``wrist_mm``, the mean
+        distance between where objects are and where the tokens of the external and of the wrist's
+        camera that show them say, and ``place_mm``, that on the table between where targets are
+        and where the instruction's tokens say."""
         text = text_mask_BL.shape[1]
         figures: dict[str, Tensor] = {}
         if self.config.point_weight > 0:
@@ -136,6 +146,11 @@ class GroundingHeads(nn.Module):
             shown[labels.row, labels.token] = labels.role[:, 0]
             right = shown.gather(1, scores_BN.argmax(1, keepdim=True)).sum()
             figures['pointed'] = right / shown.amax(1).sum().clamp_min(1)
+            seen_KD = read_BPD[labels.row, labels.token].float()
+            error = (self._seen_xyz(seen_KD, labels) - labels.xyz).norm(dim=-1)
+            for name, camera in (('seen_mm', labels.external), ('wrist_mm', ~labels.external)):
+                asked = labels.placed & camera
+                figures[name] = 1e3 * (error * asked).sum() / asked.sum().clamp_min(1)
         if self.config.place_weight > 0:
             error = self.places(read_BPD[:, -text:], text_mask_BL)[:, 0] - labels.places[:, 0]
             known = labels.known[:, 0]
@@ -153,8 +168,20 @@ class GroundingHeads(nn.Module):
         seen_times.index_add_(0, row, labels.role)
         share = labels.role / seen_times[row].clamp_min(1.0)
         point = -(share * logs).sum() / (seen_times > 0).sum().clamp_min(1)
-        xyz = UNIT_M * self.xyz(seen_BND[row, token]) + logs.new_tensor(MIDDLE_M)
-        return point + _distance(xyz - labels.xyz).mean()
+        each = _distance(self._seen_xyz(seen_BND[row, token], labels) - labels.xyz).mean(1)
+        seen = (each * labels.placed).sum() / labels.placed.sum().clamp_min(1)
+        return point + SEEN * seen
+
+    def _seen_xyz(self, seen_KD: Tensor, labels: GroundingLabels) -> Tensor:
+        middle_KD = labels.external[:, None] * seen_KD.new_tensor(MIDDLE_M)
+        return UNIT_M * self.xyz(seen_KD) + middle_KD
+
+    def _place_loss(
+        self, text_BLD: Tensor, text_mask_BL: Tensor, labels: GroundingLabels
+    ) -> Tensor:
+        each = _distance(self.places(text_BLD, text_mask_BL) - labels.places)
+        known = labels.known[..., None].expand_as(each)
+        return torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
 
     def _patch_loss(self, visual_BND: Tensor, labels: GroundingLabels) -> Tensor:
         y = self.patch(visual_BND)
@@ -176,9 +203,20 @@ def _distance(error: Tensor) -> Tensor:
 
 
 def make_labels(
-    infos: Sequence[Mapping[str, Any]], model: Spear1Config, words: Sequence[str], wrist: bool
+    infos: Sequence[Mapping[str, Any]],
+    poses: Sequence[FloatArray | None],
+    model: Spear1Config,
+    words: Sequence[str],
+    wrist: bool,
 ) -> GroundingLabels:
     """Labels of a batch from the samples' facts; samples without facts ask nothing.
+
+    Args:
+        infos: what each sample says beside its numbers.
+        poses: T_base_ee (4, 4) of each sample, None where it is not known.
+        model: gives the patches.
+        words: see :class:`~spear_ros.training.config.GroundingConfig`.
+        wrist: the wrist's picture is shown too.
 
     Raises:
         UserError: facts of another form.
@@ -187,10 +225,13 @@ def make_labels(
     grids = [model.external_size, model.wrist_size] if wrist else [model.external_size]
     grids = [(h // patch, w // patch) for h, w in grids]
     row, token, named, offset, xyz, role = [], [], [], [], [], []
+    external, placed = [], []
+    first_wrist = grids[0][0] * grids[0][1]
     places = torch.zeros(len(infos), 2, 3)
     known = torch.zeros(len(infos), 2, dtype=torch.bool)
     for number, info in enumerate(infos):
         objects = _objects(str(info[OBJECTS])) if OBJECTS in info else ()
+        T_base_ee = poses[number]
         for thing in objects:
             parts = thing.name.split()
             spelled = [float(word in parts) for word in words]
@@ -199,7 +240,13 @@ def make_labels(
                 token.append(index)
                 named.append(spelled)
                 offset.append(inside)
-                xyz.append(thing.p_base)
+                external.append(index < first_wrist)
+                placed.append(external[-1] or T_base_ee is not None)
+                if external[-1] or T_base_ee is None:
+                    xyz.append(thing.p_base)
+                else:
+                    from_ee = np.asarray(thing.p_base) - T_base_ee[:3, 3]
+                    xyz.append(tuple(from_ee @ T_base_ee[:3, :3]))
                 role.append([float(info.get(f) == thing.name) for f in (TARGET, RECEPTACLE)])
         by_name = {thing.name: thing.p_base for thing in objects}
         for which, fact in enumerate((TARGET, RECEPTACLE)):
@@ -212,6 +259,8 @@ def make_labels(
         words=torch.tensor(named, dtype=torch.float32).view(len(row), len(words)),
         offset=torch.tensor(offset, dtype=torch.float32).view(len(row), 2),
         xyz=torch.tensor(xyz, dtype=torch.float32).view(len(row), 3),
+        external=torch.tensor(external, dtype=torch.bool),
+        placed=torch.tensor(placed, dtype=torch.bool),
         role=torch.tensor(role, dtype=torch.float32).view(len(row), 2),
         places=places,
         known=known,

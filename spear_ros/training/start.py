@@ -23,7 +23,9 @@ VLM_RECIPES = 'spear_vlm'
 SIGLIP_PROJECTOR, MOGE_PROJECTOR = 'vlm.siglip_projector.', 'vlm.moge_projector.'
 
 
-def spear1_weights(config: Spear1Config, seed: int, init: str, moge: str) -> dict[str, Tensor]:
+def spear1_weights(
+    config: Spear1Config, seed: int, init: str, moge: str, fresh_expert: bool = False
+) -> dict[str, Tensor]:
     """All weights of SPEAR-1 by name, float32, on the CPU.
 
     Args:
@@ -31,12 +33,13 @@ def spear1_weights(config: Spear1Config, seed: int, init: str, moge: str) -> dic
         seed: of fresh weights.
         init: checkpoint folder, '' = fresh.
         moge: folder of MoGe-1 weights for the frozen branch, '' = leave it.
+        fresh_expert: draw the action expert, at any size, although ``init`` has one.
 
     Raises:
         UserError: a folder does not hold weights of these sizes.
     """
     if init:
-        state = _from_checkpoint(config, Path(init).expanduser(), seed)
+        state = _from_checkpoint(config, Path(init).expanduser(), seed, fresh_expert)
     else:
         state = _fresh(config, seed)
     if moge:
@@ -50,14 +53,16 @@ def _fresh(config: Spear1Config, seed: int) -> dict[str, Tensor]:
         return Spear1(config).state_dict()
 
 
-def _from_checkpoint(config: Spear1Config, folder: Path, seed: int) -> dict[str, Tensor]:
+def _from_checkpoint(
+    config: Spear1Config, folder: Path, seed: int, fresh_expert: bool
+) -> dict[str, Tensor]:
     """Weights of a folder; a SPEAR-VLM has no action expert yet, so that is drawn, at any size."""
     saved = read_config(folder)
     files = open_weights(folder, saved)
     with torch.device('meta'):
         needed = Spear1(config).state_dict()
     drawn: dict[str, Tensor] = {}
-    if saved.recipe.startswith(VLM_RECIPES):
+    if fresh_expert or saved.recipe.startswith(VLM_RECIPES):
         drawn = {n: t for n, t in _fresh(config, seed).items() if n.startswith(EXPERT)}
         needed = {n: t for n, t in needed.items() if n not in drawn}
     for name, tensor in needed.items():

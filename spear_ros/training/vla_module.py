@@ -78,10 +78,11 @@ class VlaModule(nn.Module):
             mask = inputs.token_mask
             if mask is None:
                 mask = torch.ones_like(inputs.tokens, dtype=torch.bool)
-            further = self.grounding(embedded[:, :-text], features, mask, labels)
+            asked = features[-self.grounding.config.layers :]
+            further = self.grounding(embedded[:, :-text], asked, mask, labels)
             losses |= further
             losses['loss'] = torch.stack([losses['loss'], *further.values()]).sum()
-            losses |= self.grounding.figures(features, mask, labels)
+            losses |= self.grounding.figures(features[-1], mask, labels)
         return losses
 
     def velocity(
@@ -92,8 +93,8 @@ class VlaModule(nn.Module):
 
     def _joint(
         self, inputs: PrefixInputs, proprio: Tensor, actions: Tensor, tau: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocities, the prefix as it was embedded, and as the last layer sees it (B, P, D)."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Velocities, the prefix as it was embedded, and as every layer sees it (B, P, D)."""
         model = self.model
         x_BPD, valid_BP = model.vlm.embed_prefix(inputs)
         embedded = x_BPD
@@ -107,11 +108,13 @@ class VlaModule(nn.Module):
             model.vlm.language.rotary(positions[:, prefix:]),
         )
         pairs = list(zip(model.vlm.language.blocks, model.expert.blocks, strict=True))
+        seen = [x_BPD]
         for pair in pairs[:-1]:
             x_BPD, s_BSD = self._run(joint_layer, pair, (x_BPD, s_BSD), factors, mask)
+            seen.append(x_BPD)
         s_BSD = self._run(last_joint_layer, pairs[-1], (x_BPD, s_BSD), factors, mask[:, :, prefix:])
         velocity = model.expert.velocity(s_BSD[:, 1:].reshape(len(actions), horizon, -1))
-        return velocity, embedded, x_BPD
+        return velocity, embedded, seen
 
     def _sample(self, inputs: PrefixInputs, proprio: Tensor, noise: Tensor) -> Tensor:
         flow = self.model.config.flow

@@ -15,6 +15,7 @@ from spear_ros.checkpoints.spear1 import (
     save_checkpoint,
 )
 from spear_ros.core.errors import UserError
+from spear_ros.core.geometry import pose
 from spear_ros.data.mixtures import action_specs
 from spear_ros.networks.flow_matching import make_sample, sample_noise, sample_tau
 from spear_ros.networks.spear1 import PrefixInputs
@@ -143,7 +144,9 @@ class VlaTask(Task[VlaConfig]):
     def initial_state(self) -> dict[str, Tensor]:
         """Fresh weights, or those of ``init`` and ``moge``."""
         config = self.config
-        plain = spear1_weights(config.model, config.seed, config.init, config.moge)
+        plain = spear1_weights(
+            config.model, config.seed, config.init, config.moge, config.fresh_expert
+        )
         if config.depth_branch == 'absent':
             plain = without_depth(plain)
         state = {PREFIX + name: tensor for name, tensor in plain.items()}
@@ -203,7 +206,11 @@ class VlaTask(Task[VlaConfig]):
         if not config.grounding.asked:
             return None
         words = config.grounding.words
-        labels = make_labels(batch['info'], config.model, words, config.data.wrist)
+        poses = [
+            pose(p, q) if known else None
+            for p, q, known in zip(batch['p'], batch['q'], batch['proprio_mask'], strict=True)
+        ]
+        labels = make_labels(batch['info'], poses, config.model, words, config.data.wrist)
         moved = {f.name: to_device(getattr(labels, f.name), device) for f in fields(labels)}
         return GroundingLabels(**moved)
 

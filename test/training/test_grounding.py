@@ -10,6 +10,7 @@ import torch
 
 from spear_ros.checkpoints.spear1 import load_checkpoint
 from spear_ros.core.errors import UserError
+from spear_ros.core.geometry import pose
 from spear_ros.data.seen_objects import SeenObject, pack_objects, read_objects
 from spear_ros.networks.spear1 import Spear1Config
 from spear_ros.simulation.catalogue import COLOURS, SHAPES
@@ -35,7 +36,7 @@ def test_objects_survive_packing():
 
 
 def test_labels_name_the_patch_the_words_and_the_place():
-    labels = make_labels([{}, INFO], MODEL, WORDS, wrist=True)
+    labels = make_labels([{}, INFO], [None, None], MODEL, WORDS, wrist=True)
     rows, columns = (n // MODEL.siglip.patch for n in MODEL.external_size)
     assert labels.row.tolist() == [1, 1, 1]  # the cube is outside of the wrist's picture
     first = int(0.55 * rows) * columns + int(0.30 * columns)
@@ -55,7 +56,7 @@ def test_labels_name_the_patch_the_words_and_the_place():
 def test_a_place_rounded_to_the_far_edge_is_in_the_last_patch():
     edge = SeenObject('red cube', (0.5, 0.0, 0.02), (0.99996, 0.99999), (0.99998, 0.2))
     info = {'objects': pack_objects([edge]), 'target': 'red cube', 'receptacle': ''}
-    labels = make_labels([info], MODEL, WORDS, wrist=True)
+    labels = make_labels([info], [None], MODEL, WORDS, wrist=True)
     rows, columns = (n // MODEL.siglip.patch for n in MODEL.external_size)
     wrist_rows, wrist_columns = (n // MODEL.siglip.patch for n in MODEL.wrist_size)
     assert labels.token[0] == rows * columns - 1
@@ -65,16 +66,16 @@ def test_a_place_rounded_to_the_far_edge_is_in_the_last_patch():
 
 
 def test_without_the_wrist_camera_its_patches_are_not_asked():
-    labels = make_labels([INFO], MODEL, WORDS, wrist=False)
+    labels = make_labels([INFO], [None], MODEL, WORDS, wrist=False)
     assert len(labels.row) == 2
 
 
 def test_samples_without_facts_change_nothing():
     config = GroundingConfig(patch_weight=1.0, point_weight=1.0, place_weight=1.0, words=WORDS)
     heads = GroundingHeads(8, config)
-    labels = make_labels([{}, {}], MODEL, WORDS, wrist=True)
+    labels = make_labels([{}, {}], [None, None], MODEL, WORDS, wrist=True)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    losses = heads(torch.randn(2, 99, 8), torch.randn(2, 102, 8), mask, labels)
+    losses = heads(torch.randn(2, 99, 8), [torch.randn(2, 102, 8)], mask, labels)
     assert [float(v.detach()) for v in losses.values()] == [0.0, 0.0, 0.0]
 
 
@@ -87,7 +88,7 @@ def test_pointing_at_every_picture_of_the_target_alike_is_the_least_loss():
         heads.point.weight[0, 0] = 1.0
     at_middle = SeenObject('red cube', (0.4, 0.0, 0.03), (0.30, 0.55), (0.5, 0.5))
     info = {'objects': pack_objects([at_middle]), 'target': 'red cube', 'receptacle': ''}
-    labels = make_labels([info], MODEL, (), wrist=True)
+    labels = make_labels([info], [None], MODEL, (), wrist=True)
     visual = torch.zeros(1, 64, 2)
     mask = torch.ones(1, 1, dtype=torch.bool)
 
@@ -95,7 +96,7 @@ def test_pointing_at_every_picture_of_the_target_alike_is_the_least_loss():
         read = torch.zeros(1, 65, 2)
         for token, score in zip(labels.token.tolist(), scores.values(), strict=True):
             read[0, token, 0] = score
-        return float(heads(visual, read, mask, labels)['point'].detach())
+        return float(heads(visual, [read], mask, labels)['point'].detach())
 
     def pointed(token):
         read = torch.zeros(1, 65, 2)
@@ -107,6 +108,41 @@ def test_pointing_at_every_picture_of_the_target_alike_is_the_least_loss():
     assert loss(a=0.0, b=0.0) == pytest.approx(np.log(64))
     assert loss(a=30.0, b=30.0) == pytest.approx(np.log(2), abs=1e-4)
     assert loss(a=30.0, b=0.0) > 10
+
+
+def test_the_mean_over_the_asked_layers_counts():
+    config = GroundingConfig(patch_weight=1.0, point_weight=2.0, place_weight=3.0, words=WORDS)
+    torch.manual_seed(0)
+    heads = GroundingHeads(8, config)
+    labels = make_labels([INFO, INFO], [None, None], MODEL, WORDS, wrist=True)
+    visual, mask = torch.randn(2, 99, 8), torch.ones(2, 3, dtype=torch.bool)
+    early, late = torch.randn(2, 102, 8), torch.randn(2, 102, 8)
+    alone = [heads(visual, [x], mask, labels) for x in (early, late)]
+    both = heads(visual, [early, late], mask, labels)
+    assert float(alone[0]['point']) != float(alone[1]['point'])
+    for name in ('point', 'place'):
+        torch.testing.assert_close(both[name], (alone[0][name] + alone[1][name]) / 2)
+    assert both['patch'] == alone[0]['patch']
+
+
+def test_distances_of_what_is_seen_are_millimetres_in_the_frame_of_their_camera():
+    heads = GroundingHeads(2, GroundingConfig(point_weight=1.0))
+    with torch.no_grad():
+        for parameter in heads.xyz.parameters():
+            parameter.zero_()  # says (0.4, 0, 0.03) of everything
+    # The tool points down, 0.2 m above the ball: for the wrist's camera that is 0.2 m ahead.
+    T_base_ee = pose([0.4, 0.2, 0.23], [0.0, 1.0, 0.0, 0.0])
+    labels = make_labels([INFO], [T_base_ee], MODEL, (), wrist=True)
+    np.testing.assert_allclose(labels.xyz[2], [0.0, 0.0, 0.2], atol=1e-6)
+    read, mask = torch.zeros(1, 102, 2), torch.ones(1, 3, dtype=torch.bool)
+    figures = heads.figures(read, mask, labels)
+    cube, ball = (100, -100, -10), (0, 200, 0)
+    expected = (np.linalg.norm(cube) + np.linalg.norm(ball)) / 2
+    assert float(figures['seen_mm']) == pytest.approx(expected, rel=1e-5)
+    assert float(figures['wrist_mm']) == pytest.approx(200, rel=1e-5)  # it says "at the tool"
+    unknown = make_labels([INFO], [None], MODEL, (), wrist=True)
+    assert float(heads.figures(read, mask, unknown)['wrist_mm']) == 0.0
+    assert unknown.placed.tolist() == [True, True, False]
 
 
 def test_padding_does_not_move_a_place():
@@ -124,6 +160,13 @@ def test_words_are_those_of_the_catalogue():
 def test_a_weight_without_words_is_refused():
     with pytest.raises(UserError, match=r'grounding\.words is empty'):
         GroundingConfig(patch_weight=1.0)
+
+
+def test_more_layers_than_there_are_cannot_be_asked():
+    with pytest.raises(UserError, match=r'grounding\.layers = 0'):
+        GroundingConfig(layers=0)
+    with pytest.raises(UserError, match=r'grounding\.layers = 9 .* has 2 layers'):
+        change(find_recipe('vla', 'spear1_debug'), ['grounding.layers=9'])
 
 
 def test_all_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
@@ -153,7 +196,8 @@ def test_all_losses_fall_and_the_heads_stay_out_of_the_export(tmp_path):
 def test_all_labels_are_tensors_on_the_device_of_the_run(tmp_path):
     weights = ['grounding.place_weight=1.0']
     task = VlaTask(change(find_recipe('vla', 'spear1_debug'), weights), tmp_path)
-    labels = task._labels({'info': [INFO]}, torch.device('meta'))
+    batch = {'info': [INFO], 'p': [[0.4, 0.0, 0.3]], 'q': [[0, 1, 0, 0]], 'proprio_mask': [True]}
+    labels = task._labels(batch, torch.device('meta'))
     for field in fields(labels):
         value = getattr(labels, field.name)
         assert isinstance(value, torch.Tensor), field.name

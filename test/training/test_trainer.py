@@ -391,3 +391,15 @@ def test_weights_of_another_size_are_refused(straight, shards, tmp_path):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, expert=bigger))
     with pytest.raises(UserError, match='give a checkpoint of the same size'):
         run(config, tmp_path)
+
+
+def test_an_expert_drawn_anew_may_have_another_size(straight, shards, tmp_path):
+    init = f'init={straight[0] / "export"}'
+    config = make_config(shards, init, 'fresh_expert=true', 'model.expert.mlp_width=80', 'steps=2')
+    assert run(config, tmp_path).finished
+    before, after = weights(straight[0]), weights(tmp_path)
+    changed = [n for n in before if before[n].shape != after[n].shape]
+    assert changed
+    assert all(n.startswith('expert.') for n in changed)
+    moved = max((after[n] - before[n]).abs().max() for n in before if n.startswith('vlm.'))
+    assert moved < 0.05  # two updates away from init
