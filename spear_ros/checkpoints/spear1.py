@@ -21,7 +21,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -55,6 +55,24 @@ T = TypeVar('T')
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How chunks of this checkpoint are best drawn and followed; found by roll-outs, ours."""
+
+    noise: float = 1.0
+    """Spread of the noise that a chunk begins with: 1 = as in training, a sample of what the policy
+    holds possible; 0 = its middle every time, so that consecutive chunks agree."""
+    execute_steps: int = 1
+    """Knots of a chunk that the robot follows before the next one is computed. A policy that is
+    unsure puts what is hard at the end of every chunk and never gets there with 1."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.noise <= 1.0:
+            raise UserError(f'sampling.noise = {self.noise} must lie between 0 and 1.')
+        if self.execute_steps < 1:
+            raise UserError(f'sampling.execute_steps = {self.execute_steps} must be at least 1.')
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """``config.json``."""
 
@@ -70,6 +88,7 @@ class CheckpointConfig:
     """The weights are the exponential moving average of training."""
     recipe: str = ''
     """Where the weights come from: a training recipe's name, or what was converted."""
+    sampling: Sampling = field(default_factory=Sampling)
     checkpoint_id: str = ''
 
 
@@ -86,6 +105,7 @@ class CheckpointContents:
     trained: bool = False
     ema: bool = False
     recipe: str = ''
+    sampling: Sampling = field(default_factory=Sampling)
     spatial_bins: Path | None = None
     """A table of bins to copy; None: nobody will ask this model questions."""
 
@@ -316,6 +336,7 @@ def _write_rest(folder: Path, contents: CheckpointContents, files: dict[str, str
         trained=contents.trained,
         ema=contents.ema,
         recipe=contents.recipe,
+        sampling=contents.sampling,
     )
     config = replace(config, checkpoint_id=_checkpoint_id(config))
     _write_json(folder / CONFIG, to_mapping(config))
@@ -324,6 +345,8 @@ def _write_rest(folder: Path, contents: CheckpointContents, files: dict[str, str
 
 def _checkpoint_id(config: CheckpointConfig) -> str:
     data = to_mapping(replace(config, checkpoint_id=''))
+    if config.sampling == Sampling():
+        del data['sampling']  # ids are those from before there was such a thing
     text = json.dumps(data, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spear_ros.cli.policy_options import add_option_argument, read_option_pairs
 from spear_ros.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument('--family', default='touch,push,pick,put', help='comma-separated families')
     parser.add_argument('--episodes', type=int, default=20, help='per family')
     parser.add_argument('--seed', type=int, help='first scene (default: first held-out seed)')
+    add_option_argument(parser)
     parser.add_argument('--policy-seed', type=int, default=0, help="seed of the policy's noise")
     parser.add_argument(
         '--variant', default='standard', help='standard, held_out_combinations, shifted_camera'
@@ -65,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         seed=args.policy_seed,
         device=args.device,
-        options={'gripper': gripper} if args.policy == 'scripted' else {},
+        options=read_option_pairs(args.option)
+        | ({'gripper': gripper} if args.policy == 'scripted' else {}),
     )
     world = World(robot, gripper)
     progress = _Progress(len(config.families) * config.episodes)

@@ -5,10 +5,10 @@ it goes; the exit status is then 2.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from spear_ros.cli.policy_options import add_option_argument, read_option_pairs
 from spear_ros.core.config import load_yaml
 from spear_ros.core.errors import UserError
 from spear_ros.data.bags import BagReader
@@ -41,13 +41,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     parser.add_argument(
         '--untrained', metavar='SIZE', help='spear1 with random weights, such as spear1_debug'
     )
-    parser.add_argument(
-        '--option',
-        action='append',
-        default=[],
-        metavar='KEY=VALUE',
-        help='setting of the policy itself, such as wrist=false; may be repeated',
-    )
+    add_option_argument(parser)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument(
@@ -104,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 def _create(
     name: str, args: argparse.Namespace, robot: RobotSpec, motion: RecordedMotion | None
 ) -> Policy:
-    options = _options(args.option) if name == args.policy else {}
+    options = read_option_pairs(args.option) if name == args.policy else {}
     if args.untrained and name == args.policy:
         options['untrained'] = args.untrained
     if motion is not None:
@@ -117,20 +111,6 @@ def _create(
         device=args.device,
         options=options,
     )
-
-
-def _options(pairs: list[str]) -> dict[str, object]:
-    """Read KEY=VALUE pairs; values as in JSON (true, 3), else text."""
-    options: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition('=')
-        if not equals:
-            raise UserError(f'--option {pair}: write it as KEY=VALUE.')
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
 
 
 def _open(

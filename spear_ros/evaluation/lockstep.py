@@ -77,7 +77,7 @@ class Lockstep:
         """The newest picture of each camera that the policy looks at."""
         self._latency_ns = round(latency_s * 1e9)
         self._period_ns = round(1e9 / world.robot.control_rate_hz)
-        self._infer_ns = round(self.info.spec.step_s * 1e9)
+        self._infer_ns = round(self.info.execute_steps * self.info.spec.step_s * 1e9)
         self._session = secrets.token_hex(4)
         self._instruction_id = ''
         self._sequence = 0

@@ -34,7 +34,7 @@ from spear_ros.inference.denoiser import (
 from spear_ros.inference.fused import FusedSpear1
 from spear_ros.inference.fused_weights import FuseOptions, fuse
 from spear_ros.inference.kernels import Kernels, choose_ops
-from spear_ros.networks.flow_matching import sample_noise
+from spear_ros.networks.flow_matching import sample_noise, shrink_noise
 from spear_ros.networks.spear1 import Spear1, Spear1Config
 from spear_ros.processing.images import ImageFit, ImageSize, place
 from spear_ros.processing.tokens import TextTokens
@@ -129,10 +129,16 @@ def noise_seed(seed: int, t_obs_ns: int) -> int:
     return int.from_bytes(digest[:8], 'little') >> 1
 
 
-def chunk_noise(config: Spear1Config, seed: int, t_obs_ns: int) -> NDArray[np.float32]:
-    """Noise (H, 8) of one chunk: the same for the same seed and observation on every device."""
+def chunk_noise(
+    config: Spear1Config, seed: int, t_obs_ns: int, spread: float = 1.0
+) -> NDArray[np.float32]:
+    """Noise (H, 8) of one chunk: the same for the same seed and observation on every device.
+
+    ``spread`` 0 is the middle of the noise (zeros and no turn), 1 the noise of training.
+    """
     generator = torch.Generator('cpu').manual_seed(noise_seed(seed, t_obs_ns))
-    return sample_noise(1, config.flow, generator)[0].numpy()
+    noise = sample_noise(1, config.flow, generator)[0]
+    return noise.numpy() if spread == 1.0 else shrink_noise(noise, spread, config.flow).numpy()
 
 
 class Engine:

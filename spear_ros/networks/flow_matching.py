@@ -65,6 +65,16 @@ def sample_noise(
     return noise
 
 
+def shrink_noise(noise: Tensor, spread: float, config: FlowConfig) -> Tensor:
+    """``noise`` (..., 8) brought towards its middle: 1 leaves it, 0 is the middle."""
+    shrunk = spread * noise
+    if config.rotation_path == 's3':
+        middle = torch.zeros_like(noise[..., QUATERNION])
+        middle[..., 0] = 1.0
+        shrunk[..., QUATERNION] = s3.slerp(middle, noise[..., QUATERNION], spread)
+    return shrunk
+
+
 def path(noise: Tensor, actions: Tensor, tau: Tensor | float, config: FlowConfig) -> Tensor:
     """Point of the path from ``noise`` to ``actions`` (B, H, 8) at ``tau``, (B, 1, 1) or float."""
     point = (1 - tau) * noise + tau * actions

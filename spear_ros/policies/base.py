@@ -27,6 +27,8 @@ class PolicyInfo:
     """Needs object poses (simulation only)."""
     trained: bool = True
     """False for untrained weights: said plainly wherever results are shown."""
+    execute_steps: int = 1
+    """Knots that are followed before the next chunk is asked for."""
     details: Mapping[str, str] = field(default_factory=dict)
 
 

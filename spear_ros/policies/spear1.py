@@ -6,14 +6,14 @@ All conventions (frames, reference rotation, statistics, image fit) come from th
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from spear_ros.checkpoints.spear1 import LoadedCheckpoint, load_checkpoint
+from spear_ros.checkpoints.spear1 import LoadedCheckpoint, Sampling, load_checkpoint
 from spear_ros.core.config import from_mapping, load_yaml, to_mapping
 from spear_ros.core.errors import UserError
 from spear_ros.core.resources import share_file
@@ -73,6 +73,10 @@ class Spear1Options:
     """Type of the weights; ``auto`` is float32 on a CPU and bfloat16 on CUDA."""
     steps: int = 0
     """Euler steps of the flow; 0 = the checkpoint's own."""
+    noise: float = -1.0
+    """Spread of the noise that a chunk begins with, 0 to 1; -1 = the checkpoint's own."""
+    execute_steps: int = 0
+    """Knots of a chunk that are followed before the next is computed; 0 = the checkpoint's own."""
     capture_graph: bool = True
     """Record CUDA graphs."""
     allow_eager: bool = False
@@ -98,6 +102,7 @@ class _Parts:
     checkpoint_id: str
     trained: bool
     recipe: str
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 def create(
@@ -135,6 +140,7 @@ def create(
         with refuse_on_failure(f'loading {folder} to {place}'):
             loaded = load_checkpoint(folder, place, _dtype(chosen.dtype, place))
         parts = _check(loaded, folder, robot, settings)
+    parts = replace(parts, sampling=_sampling(parts, chosen))
     return Spear1Policy(parts, seed=seed, device=place, options=chosen)
 
 
@@ -206,7 +212,12 @@ class Spear1Policy:
                 wrist=None if wrist is None else wrist.image,
                 text=self._tokens(observation.instruction),
                 proprio=self._proprio(observation, anchor),
-                noise=chunk_noise(self._engine.config, self._seed, observation.t_obs_ns),
+                noise=chunk_noise(
+                    self._engine.config,
+                    self._seed,
+                    observation.t_obs_ns,
+                    self._parts.sampling.noise,
+                ),
                 committed=self._committed(prefix, anchor),
             )
         )
@@ -262,7 +273,24 @@ def _check(
         checkpoint_id=loaded.checkpoint_id,
         trained=loaded.config.trained,
         recipe=loaded.config.recipe,
+        sampling=loaded.config.sampling,
     )
+
+
+def _sampling(parts: _Parts, chosen: Spear1Options) -> Sampling:
+    """What the options leave open is the checkpoint's."""
+    sampling = parts.sampling
+    if chosen.noise != -1.0:
+        sampling = replace(sampling, noise=chosen.noise)
+    if chosen.execute_steps != 0:
+        sampling = replace(sampling, execute_steps=chosen.execute_steps)
+    most = parts.spec.horizon - 1
+    if sampling.execute_steps > most:
+        raise UserError(
+            f'execute_steps = {sampling.execute_steps}: a chunk has {parts.spec.horizon} knots and '
+            f'the last one is there for the time that the next chunk takes; give at most {most}.'
+        )
+    return sampling
 
 
 def _draw(size: str, robot: RobotSpec, settings: EngineSettings) -> _Parts:
@@ -311,6 +339,8 @@ def _details(parts: _Parts, device: torch.device) -> dict[str, str]:
         'parameters': f'{sum(p.numel() for p in parts.model.parameters()) / 1e6:.1f} M',
         'dtype': str(weight.dtype).removeprefix('torch.'),
         'device': str(device),
+        'noise': f'{parts.sampling.noise:g}',
+        'execute_steps': str(parts.sampling.execute_steps),
         'steps': str(parts.settings.steps or parts.model.config.flow.steps),
         'image_fit': parts.settings.image_fit,
         'recipe': parts.recipe,
@@ -324,6 +354,7 @@ def _describe(parts: _Parts, wrist: bool, details: dict[str, str]) -> PolicyInfo
         spec=parts.spec,
         cameras=(EXTERNAL, WRIST) if wrist else (EXTERNAL,),
         trained=parts.trained,
+        execute_steps=parts.sampling.execute_steps,
         details=details,
     )
 

@@ -8,6 +8,7 @@ another one.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from spear_ros.checkpoints.spear1 import Sampling
 from spear_ros.core.errors import UserError
 from spear_ros.networks.moge_head import MogeConfig
 from spear_ros.networks.spear1 import Spear1Config
@@ -243,6 +244,8 @@ class VlaConfig(TrainConfig):
     """Of the exported weights: as trained (float32), or half of that."""
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
     """Further losses on demonstrations that know what they show; their heads are not exported."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Written into the export."""
     tau_per_sample: int = 1
     """Flow times drawn for each sample in one update, the pictures' features shared: cheap."""
 

@@ -265,6 +265,7 @@ class VlaTask(Task[VlaConfig]):
             trained=bool(config.moge or config.init),
             ema=ema,
             recipe=config.recipe,
+            sampling=config.sampling,
         )
         weights = {n.removeprefix(PREFIX): t for n, t in plain.items() if n.startswith(PREFIX)}
         dtype = torch.bfloat16 if config.export_dtype == 'bfloat16' else None

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from spear_ros.checkpoints.spear1 import (
     CheckpointContents,
+    Sampling,
     load_checkpoint,
     model_shapes,
     save_checkpoint,
@@ -61,6 +62,20 @@ def original(contents, tmp_path_factory):
 def folder(original, tmp_path):
     """A copy that a test may damage."""
     return Path(shutil.copytree(original, tmp_path / 'copy'))
+
+
+def test_how_chunks_are_drawn_travels_and_the_default_leaves_the_id_alone(contents, tmp_path):
+    state = make_model().state_dict()
+    sampling = Sampling(noise=0.5, execute_steps=2)
+    plain = save_checkpoint(tmp_path / 'plain', contents, state)
+    other = save_checkpoint(tmp_path / 'other', replace(contents, sampling=sampling), state)
+    assert plain != other
+    assert load_checkpoint(tmp_path / 'other').config.sampling == sampling
+    path = tmp_path / 'plain' / 'config.json'
+    old = json.loads(path.read_text())
+    del old['sampling']  # a checkpoint from before there was such a thing
+    path.write_text(json.dumps(old))
+    assert load_checkpoint(tmp_path / 'plain').config.sampling == Sampling()
 
 
 def test_everything_comes_back_as_it_went_in(original, contents):

@@ -29,6 +29,8 @@ def test_a_table_is_printed_and_the_files_are_written(tmp_path, capsys):
         (['--variant', 'dark', '--episodes', '1'], 'dark'),
         (['--episodes', '0'], 'episodes = 0'),
         (['--latency', '7'], 'latency_s = 7'),
+        (['--option', 'noise'], '--option noise: write it as KEY=VALUE'),
+        (['--policy', 'spear1', '--option', 'execute_steps=9'], 'execute_steps = 9'),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_status_2(arguments, named, capsys):

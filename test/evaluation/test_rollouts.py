@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,22 @@ def build(name, gripper=None, wrap=lambda policy: policy, policy='scripted'):
     options = {'gripper': gripper} if policy == 'scripted' and gripper else {}
     chosen = create_policy(policy, robot=robot, options=options)
     return world, wrap(chosen), load_limits(robot)
+
+
+class Patient(Bent):
+    """The expert, followed for three knots of each chunk."""
+
+    def describe(self):
+        return replace(self.policy.describe(), execute_steps=3)
+
+
+def test_a_policy_may_be_followed_for_several_knots_before_it_is_asked_again():
+    world, policy, limits = build('fr3', wrap=lambda p: Patient(p, lambda chunk: chunk))
+    config = RolloutConfig(families=('touch', 'pick'), episodes=1, first_seed=SEED)
+    for result in roll_out(world, policy, limits, config):
+        assert result.success, result
+        assert not result.holds
+        assert result.chunks == pytest.approx(result.duration_s * 5 / 3, abs=2)
 
 
 @pytest.mark.parametrize(

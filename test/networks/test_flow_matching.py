@@ -43,6 +43,17 @@ def make_pair(batch, config, dtype=torch.float32, seed=0):
     return make_actions(batch, generator, dtype), noise
 
 
+@given(spread=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_shrunk_noise_lies_between_its_middle_and_itself(spread, seed):
+    noise = fm.sample_noise(2, SPHERE, torch.Generator().manual_seed(seed))
+    shrunk = fm.shrink_noise(noise, spread, SPHERE)
+    torch.testing.assert_close(shrunk[..., fm.XYZ], spread * noise[..., fm.XYZ])
+    q, whole = shrunk[..., fm.QUATERNION], noise[..., fm.QUATERNION]
+    torch.testing.assert_close(q.norm(dim=-1), torch.ones(2, SPHERE.horizon), atol=1e-5, rtol=0)
+    angle, full = (2 * torch.acos(x[..., 0].clamp(-1, 1)) for x in (q, whole))
+    torch.testing.assert_close(angle, spread * full, atol=2e-3, rtol=0)
+
+
 def exact_field(target, config, steps):
     """Velocity of the path from wherever the point is to the target."""
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip('torch', reason='policy spear1 needs torch')
 
 from safetensors.torch import load_file  # noqa: E402
 
-from spear_ros.checkpoints.spear1 import CheckpointContents, save_checkpoint  # noqa: E402
+from spear_ros.checkpoints.spear1 import CheckpointContents, Sampling, save_checkpoint  # noqa: E402
 from spear_ros.core.errors import UserError  # noqa: E402
 from spear_ros.core.geometry import pose, quat_angle  # noqa: E402
 from spear_ros.networks.spear1 import Spear1, Spear1Config  # noqa: E402
@@ -98,6 +98,41 @@ def test_seed_and_time_decide_the_noise_and_nothing_else_does():
     assert_same(a.infer(o), b.infer(o))
     other = make(options=UNTRAINED, seed=1).infer(o)
     assert not np.array_equal(other.p_base_ee, a.infer(o).p_base_ee)
+
+
+def test_without_spread_every_chunk_of_a_view_is_the_same():
+    o = make_example_observation('fr3')
+    policy = make(options={**UNTRAINED, 'noise': 0.0}, seed=3)
+    chunk = policy.infer(o)
+    assert_same(chunk, policy.infer(replace(o, t_obs_ns=o.t_obs_ns + 1)))
+    assert_same(chunk, make(options={**UNTRAINED, 'noise': 0.0}, seed=4).infer(o))
+    assert not np.array_equal(chunk.p_base_ee, make(options=UNTRAINED).infer(o).p_base_ee)
+
+
+def test_how_chunks_are_drawn_is_the_checkpoints_unless_the_options_say(base):
+    sampling = Sampling(noise=0.25, execute_steps=3)
+    if not (base / 'sampled').exists():
+        state = Spear1(CONFIG).state_dict()
+        save_checkpoint(base / 'sampled', contents(base, sampling=sampling), state)
+    info = make(checkpoint=base / 'sampled').describe()
+    assert (info.execute_steps, info.details['noise']) == (3, '0.25')
+    options = {'noise': 1.0, 'execute_steps': 2}
+    info = make(checkpoint=base / 'sampled', options=options).describe()
+    assert (info.execute_steps, info.details['noise']) == (2, '1')
+    assert make(checkpoint=base / 'good').describe().execute_steps == 1
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        ({'execute_steps': 5}, 'execute_steps = 5: a chunk has 5 knots .* give at most 4'),
+        ({'execute_steps': -1}, 'execute_steps = -1 must be at least 1'),
+        ({'noise': 1.5}, 'noise = 1.5 must lie between 0 and 1'),
+    ],
+)
+def test_a_way_to_draw_that_there_is_not_is_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make(options={**UNTRAINED, **options})
 
 
 def test_the_chunk_hangs_on_the_measured_pose():

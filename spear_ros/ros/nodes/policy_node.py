@@ -152,14 +152,16 @@ class PolicyNode(AutostartNode):
                 options=options,
             )
             policy.warm_up()
+            info = policy.describe()
             self._loop = InferenceLoop(
                 policy,
-                self._inputs.make_buffer(policy.describe()),
+                self._inputs.make_buffer(info),
                 self._inputs.decoders(),
                 self._publish_chunk,
                 clock_ns=self._now_ns,
                 settings=LoopSettings(
-                    period_s=policy.describe().spec.step_s, realtime_chunking=p.realtime_chunking
+                    period_s=info.execute_steps * info.spec.step_s,
+                    realtime_chunking=p.realtime_chunking,
                 ),
                 inbox=self._inbox,
             )
