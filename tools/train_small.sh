@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains the bundled checkpoint from nothing: depth scenes, moge_tiny, demonstrations, spear_tiny,
-# roll-outs. Works in pieces: stops after MINUTES, the same command goes on where it was.
+# Trains the bundled checkpoint from nothing: depth scenes, moge_tiny, demonstrations, their rare
+# moments repeated, spear_tiny, roll-outs. Works in pieces: stops after MINUTES, the same command
+# goes on where it was.
 #
 #   tools/train_small.sh FOLDER [MINUTES]     exit status 0 = all done, 3 = call it again
 #
@@ -18,7 +19,7 @@
 #   RESULTS=          folder that gets what is worth keeping (export, curves, results)
 set -uo pipefail
 if [ $# -lt 1 ]; then
-  sed -n '2,21p' "$0"
+  sed -n '2,22p' "$0"
   exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -53,7 +54,7 @@ robots=${ROBOTS:-franka widowx}
 rollouts=${ROLLOUTS:-20}
 results=${RESULTS:-}
 first_validation=1000000 # simulation/tasks.py: VALIDATION_SEEDS
-export PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
+export PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out/log" "$out/done"
 
 left() { echo $((deadline - $(date +%s))); }
@@ -142,7 +143,13 @@ for robot in $robots; do
     --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" --close "$close" \
     --external-size "$external" --wrist-size "$wrist" --shard-mb 8 --out "$out/demonstrations-$robot"
 done
-train spear vla "$recipe" "data.shards=$(list demonstrations)" \
+for robot in $robots; do
+  [ -e "$out/done/moments-$robot" ] && continue
+  rm -rf "$out/moments-$robot"
+  $python tools/repeat_moments.py "$out/demonstrations-$robot" "$out/moments-$robot" || exit 1
+  touch "$out/done/moments-$robot"
+done
+train spear vla "$recipe" "data.shards=$(list moments)" \
   "moge=$out/moge/export" ${VLA_SETTINGS:-}
 if [ "$rollouts" -gt 0 ]; then
   for robot in $robots; do
