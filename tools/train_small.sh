@@ -19,7 +19,7 @@
 #   RESULTS=          folder that gets what is worth keeping (export, curves, results)
 set -uo pipefail
 if [ $# -lt 1 ]; then
-  sed -n '2,22p' "$0"
+  sed -n '2,19p' "$0"
   exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
