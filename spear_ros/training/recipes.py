@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from spear_ros.checkpoints.spear1 import Sampling
 from spear_ros.core.config import from_mapping, parse_value, to_mapping
 from spear_ros.core.errors import UserError
 from spear_ros.networks.config import ExpertConfig, FlowConfig, Spear1Config, VitConfig
@@ -26,6 +27,9 @@ from spear_ros.training.config import (
     VlaDataConfig,
 )
 from spear_ros.training.vlm_recipes import VLM_RECIPES, spear_vlm_ablation
+
+FOLLOWED = Sampling(noise=0.0, execute_steps=3)
+"""What served the bundled checkpoint best on validation scenes (its card); fine-tuning keeps it."""
 
 
 def spear1_pretrain() -> VlaConfig:
@@ -163,6 +167,7 @@ def spear_tiny_finetune() -> VlaConfig:
         full,
         recipe='spear_tiny_finetune',
         model=tiny.model,
+        sampling=FOLLOWED,
         steps=2000,
         batch_size=64,
         accumulate=1,
@@ -259,6 +264,7 @@ def spear_tiny_cpu() -> VlaConfig:
         batch_size=60,
         ema_decay=0.998,
         tau_per_sample=4,
+        sampling=FOLLOWED,
         precision='float32',
         optimizer=replace(
             start.optimizer, learning_rate=1.2e-3, warmup_steps=200, weight_decay=0.02
