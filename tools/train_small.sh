@@ -12,14 +12,15 @@
 #   SCENES=12000      pictures with depth per robot (+ HELD_OUT_SCENES=400 that are never trained on)
 #   EPISODES=150      scenes per robot and family of demonstrations
 #   FAMILIES=touch,push,pick,put          ROBOTS="franka widowx"
-#   RELABEL=2  IMAGINED=2  CLOSE=0.5  more instructions and tables per picture, see doc/training.md
+#   RELABEL=2  IMAGINED=2  CLOSE=0.3  MOMENTS=0.6   more instructions and tables per picture, see
+#   doc/training.md
 #   RECIPE=spear_tiny  MOGE_RECIPE=moge_tiny  PICTURES="224x168 112x112"   (external, wrist)
 #   MOGE_SETTINGS=""  VLA_SETTINGS=""     further key=value of the two trainings
 #   ROLLOUTS=20       episodes per robot and family at the end (validation scenes), 0 = none
 #   RESULTS=          folder that gets what is worth keeping (export, curves, results)
 set -uo pipefail
 if [ $# -lt 1 ]; then
-  sed -n '2,19p' "$0"
+  sed -n '2,20p' "$0"
   exit 2
 fi
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -30,7 +31,7 @@ cd "$(dirname "$0")/.." || exit 2
 case ${SIZE:-gpu} in
   gpu) ;;
   cpu)
-    : "${SCENES:=1200}" "${HELD_OUT_SCENES:=100}" "${EPISODES:=42}" "${RELABEL:=4}" "${IMAGINED:=3}"
+    : "${SCENES:=1200}" "${HELD_OUT_SCENES:=100}" "${EPISODES:=42}" "${RELABEL:=2}" "${IMAGINED:=4}"
     : "${RECIPE:=spear_tiny_cpu}" "${MOGE_RECIPE:=moge_tiny_cpu}" "${PICTURES:=140x112 84x84}"
     ;;
   *)
@@ -46,7 +47,8 @@ episodes=${EPISODES:-150}
 families=${FAMILIES:-touch,push,pick,put}
 relabel=${RELABEL:-2}
 imagined=${IMAGINED:-2}
-close=${CLOSE:-0.5}
+close=${CLOSE:-0.3}
+moments=${MOMENTS:-0.6}
 recipe=${RECIPE:-spear_tiny}
 moge_recipe=${MOGE_RECIPE:-moge_tiny}
 read -r external wrist <<< "${PICTURES:-224x168 112x112}"
@@ -140,7 +142,7 @@ train moge moge "$moge_recipe" "data.scenes=$(list depth)" \
   "data.validation=$(list depth_held_out)" ${MOGE_SETTINGS:-}
 for robot in $robots; do
   parallel "demonstrations-$robot" $spear demonstrations --robot "$robot" --families "$families" \
-    --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" --close "$close" \
+    --seeds "0:$episodes" --relabel "$relabel" --imagined "$imagined" --close "$close" --moments "$moments" \
     --external-size "$external" --wrist-size "$wrist" --shard-mb 8 --out "$out/demonstrations-$robot"
 done
 for robot in $robots; do

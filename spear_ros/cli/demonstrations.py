@@ -38,6 +38,10 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
         '--close', type=float, default=0.0,
         help='share of both that is about an object close to the tool',
     )  # fmt: skip
+    parser.add_argument(
+        '--moments', type=float, default=0.0,
+        help='share of the further tables that show a moment of the task at hand',
+    )  # fmt: skip
     parser.add_argument('--external-size', default='224x168', metavar='WxH')
     parser.add_argument('--wrist-size', default='112x112', metavar='WxH')
     parser.add_argument('--jpeg-quality', type=int, default=95)
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         relabel=args.relabel,
         imagined=args.imagined,
         close=args.close,
+        moments=args.moments,
         external_size=size(args.external_size),
         wrist_size=size(args.wrist_size),
         jpeg_quality=args.jpeg_quality,

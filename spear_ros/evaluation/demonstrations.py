@@ -10,11 +10,11 @@ makes (noise injection with relabelling, as in DART, arXiv 1703.09327, and DAgge
 The expert remembers nothing, so a picture can also be labelled for another instruction: the same
 scene, another object. ``relabel`` adds such samples; they are what makes a policy listen. For the
 same reason the robot can be shown at another table while it touches nothing (``imagined``): a new
-layout for the price of two pictures, where an episode shows one. ``close`` makes sure that enough
-of both are about an object near the tool, where a policy has to be exact.
+layout for the price of two pictures, where an episode shows one. ``close`` and ``moments`` make
+sure that enough of both are about an object near the tool, where a policy has to be exact.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,12 +43,12 @@ from spear_ros.data.seen_objects import (
 )
 from spear_ros.data.shards import DatasetCard
 from spear_ros.evaluation.disturbance import DemonstrationSettings, Disturbance
+from spear_ros.evaluation.imagined_tables import CLOSED, Imagined, ImaginedTables
 from spear_ros.evaluation.lockstep import Lockstep
 from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.runtime.safety import SafetyLimits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.expert import Expert, Plan
-from spear_ros.simulation.layout import draw_layout
 from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import (
     DIRECTIONS,
@@ -66,8 +66,8 @@ Fit = Callable[[ImageArray, tuple[int, int]], ImageArray]
 robot will."""
 
 NAME = 'demonstrator'
-CANDIDATES = 6
-"""Tables that one with an object close to the tool is chosen from."""
+TRIES = 3
+"""Further tables that are drawn until the gripper stands in nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +84,7 @@ def demonstration_card(spec: ActionSpec, settings: DemonstrationSettings, name: 
     s = settings
     imagined = f'imagined {s.imagined:g}, ' if s.imagined else ''
     close = f'close {s.close:g}, ' if s.close else ''
+    close += f'moments {s.moments:g}, ' if s.moments else ''
     return DatasetCard(
         name=name,
         spec=spec,
@@ -190,6 +191,8 @@ class _DisturbedExpert:
         self._scene = scene
         self._rng = np.random.default_rng([scene.seed, FAMILIES.index(scene.family), 0xDE30])
         self._disturbance = Disturbance(self._rng, self._settings, self._world.gripper)
+        family = self._world.robot.family
+        self._tables = ImaginedTables(family, self._expert, self._settings, self._rng)
 
     def describe(self) -> PolicyInfo:
         """Looks at both cameras and at the true poses."""
@@ -215,9 +218,8 @@ class _DisturbedExpert:
         assert self._scene is not None
         plan = self._plan(self._scene.task, observation)
         self._keep(self._scene, observation, plan)
-        if not self._world.is_touching():
-            for _ in range(self._times(self._settings.imagined)):
-                self._imagine(observation)
+        for _ in range(self._times(self._settings.imagined)):
+            self._imagine(observation)
         executed = self._disturbance.apply(plan, observation.state.T_base_ee, self._spec.step_s)
         p, q = pose_parts(executed.T_base_ee)
         anchor_p, anchor_q = pose_parts(observation.state.T_base_ee)
@@ -243,56 +245,58 @@ class _DisturbedExpert:
         )
 
     def _imagine(self, observation: Observation) -> None:
-        """Keep samples of the same robot at another table."""
-        rng, world = self._rng, self._world
-        family = str(rng.choice(self._settings.families))
-        seed = int(rng.integers(TRAINING_SEEDS.stop))
-        close = bool(self._times(self._settings.close))
-        if close:
-            others = rng.integers(TRAINING_SEEDS.stop, size=CANDIDATES - 1)
-            seed = self._closest_table((seed, *map(int, others)), family)
-        with world.imagined_scene(seed, family) as scene:
-            if world.is_touching():
+        """Keep samples of the same robot at another table, with the same thing in its fingers."""
+        for _ in range(TRIES):
+            imagined = self._draw_table(observation)
+            if imagined is None:
                 return
-            images = {
-                camera: replace(frame, image=world.render(camera))
-                for camera, frame in observation.images.items()
-            }
-            seen = replace(observation, images=images, privileged=world.object_poses())
-            task = scene.task
-            if close:
-                task = other_task(scene, self._settings.families, rng, self._closest_object(scene))
-            self._keep(replace(scene, task=task), seen, self._plan(task, seen))
+            with self._world.imagined_scene(imagined.layout, imagined.lifted) as scene:
+                if not self._world.touched() - set(imagined.lifted):
+                    self._keep_imagined(imagined, scene, observation)
+                    return
 
-    def _closest_table(self, seeds: Sequence[int], family: str) -> int:
-        """The seed whose table has a graspable object closest to the tool, seen from above."""
-        tool = self._tool_xy()
+    def _draw_table(self, observation: Observation) -> Imagined | None:
+        assert self._scene is not None
+        target, opening = self._scene.task.target, observation.state.gripper
+        if self._expert.holds(target, observation.state, observation.privileged[target]):
+            slot = next(o.slot for o in self._scene.layout.objects if o.name == target)
+            return self._tables.draw_held(target, slot, observation.privileged[target])
+        if self._world.touched() and opening >= CLOSED:
+            # Fingers that are on their way around an object would look strange without it.
+            return None
+        return self._tables.draw(self._tool_p(), opening)
 
-        def distance(seed: int) -> float:
-            layout = draw_layout(self._world.robot.family, seed, family)
-            return min(
-                float(np.hypot(o.x_m - tool[0], o.y_m - tool[1]))
-                for o in layout.objects
-                if o.slot >= 0
-            )
-
-        return min(seeds, key=distance)
+    def _keep_imagined(self, imagined: Imagined, scene: Scene, observation: Observation) -> None:
+        images = {
+            camera: replace(frame, image=self._world.render(camera))
+            for camera, frame in observation.images.items()
+        }
+        poses = self._world.object_poses()
+        seen = replace(observation, images=images, privileged=poses)
+        task = imagined.task
+        if imagined.close:
+            closest = self._closest_object(scene)
+            task = other_task(scene, self._settings.families, self._rng, closest)
+        further = not imagined.lifted
+        self._keep(replace(scene, task=task), seen, self._plan(task, seen), further)
 
     def _closest_object(self, scene: Scene) -> str:
         """Name of the graspable object closest to the tool, seen from above."""
-        tool, poses = self._tool_xy(), self._world.object_poses()
+        tool, poses = self._tool_p()[:2], self._world.object_poses()
         names = [o.name for o in scene.layout.objects if o.slot >= 0]
         return min(names, key=lambda name: float(np.linalg.norm(poses[name][:2, 3] - tool)))
 
-    def _tool_xy(self) -> FloatArray:
+    def _tool_p(self) -> FloatArray:
         T = self._world.T_base_ee @ self._world.gripper.T_ee_tcp
-        return np.asarray(T[:2, 3])
+        return np.asarray(T[:3, 3])
 
     def _times(self, mean: float) -> int:
         whole, part = divmod(mean, 1.0)
         return int(whole) + int(part > 0 and self._rng.random() < part)
 
-    def _keep(self, scene: Scene, observation: Observation, plan: Plan) -> None:
+    def _keep(
+        self, scene: Scene, observation: Observation, plan: Plan, further: bool = True
+    ) -> None:
         """Store the sample, and with some chance others for other instructions."""
         pictures = {
             camera: self._encode(observation.images[camera].image, size)
@@ -304,7 +308,7 @@ class _DisturbedExpert:
         }
         shown = _Shown(scene.seed, pictures, pack_objects(self._seen_objects()))
         self._add(observation, shown, scene.task, plan)
-        for _ in range(self._times(self._settings.relabel)):
+        for _ in range(self._times(self._settings.relabel) if further else 0):
             close = bool(self._times(self._settings.close))
             target = self._closest_object(scene) if close else ''
             task = other_task(scene, self._settings.families, self._rng, target)

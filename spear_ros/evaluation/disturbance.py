@@ -38,9 +38,12 @@ class DemonstrationSettings:
     """Share of the further instructions that ask for the object closest to the tool, and of the
     further tables that are chosen for one with an object close to it. Elsewhere the tool is hardly
     ever near what a further instruction asks for, and there millimetres decide."""
+    moments: float = 0.0
+    """Share of the further tables that show a moment of a task: what the instruction names stands
+    where the tool is about to grasp, touch or push it. See ``imagined_tables``."""
     speed: float = 0.5
     """Share of the nominal speeds that the expert uses."""
-    limit_s: float = 20.0
+    limit_s: float = 30.0
     after: int = 2
     """Samples kept after success."""
     external_size: tuple[int, int] = (168, 224)
@@ -51,7 +54,7 @@ class DemonstrationSettings:
         for family in self.families:
             if family not in FAMILIES:
                 raise UserError(f'families: "{family}" is not one of {", ".join(FAMILIES)}.')
-        for name in ('clean', 'excursion', 'wrong_gripper', 'close'):
+        for name in ('clean', 'excursion', 'wrong_gripper', 'close', 'moments'):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f'{name} = {getattr(self, name)} must lie between 0 and 1.')
         if not 0 <= self.relabel <= 10:

@@ -32,6 +32,12 @@ FUNNEL_SLOPE = 2.0
 """Rise per distance. A policy that copies this is unsure of the place by a centimetre or two, and
 the mean of what it may have to do is to hover that much times this above its goal: with 4 the
 Franka never came down (doc/log.md). Margins are as wide as the fingers forgive, for that reason."""
+TOUCH_DEPTH_M = 0.012
+"""How far below its top an object is touched, at scale 1."""
+PUSH_LANE_M = 0.026
+"""Half the width of the lane behind an object from which it is pushed, at scale 1; on the way to
+the object the tool moves to the middle of the lane. A narrow one has the same fault as a steep
+funnel: who is unsure whether he is in it rises again and again."""
 GRASP_MARGIN = 0.06
 """Openings within this of the object's width count as holding it."""
 
@@ -133,6 +139,18 @@ class Expert:
             gripper[knot] = aim.opening
         return Plan(targets, gripper)
 
+    def push_reach(self, task: Task, T: FloatArray) -> float:
+        """Distance (m) of tool and object, at pose ``T`` (4, 4), at which a push meets it."""
+        d = np.array(DIRECTIONS[task.direction])
+        half_tool = 0.5 * (self.gripper.width_m if abs(d[0]) > 0.5 else self.gripper.breadth_m)
+        return _extent(split_name(task.target)[1], T, d) * self._scale + half_tool
+
+    def holds(self, target: str, state: RobotState, T_base_target: FloatArray) -> bool:
+        """Tell whether the object ``target``, at a (4, 4) pose, is between closed fingers."""
+        T = state.T_base_ee @ self._T_ee_tcp
+        tool = Tool(T[:3, 3], T[:3, :3], float(np.clip(state.gripper, 0, 1)))
+        return self._holds(Task(PICK, target), tool, {target: T_base_target})
+
     def aim(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         """Decide where the tool should head from ``tool``; never far outside the arena."""
         aim = self._aim(task, tool, objects)
@@ -158,35 +176,40 @@ class Expert:
     def _aim_touch(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         T = objects[task.target]
         top = T[2, 3] + _half_height(split_name(task.target)[1], T) * self._scale
-        low = top + self.gripper.tip_m - 0.004
+        # Below the top: who copies this stays some millimetres higher, and must still touch.
+        low = max(top - TOUCH_DEPTH_M * self._scale, self._table + 0.004) + self.gripper.tip_m
         # Never come down with the fingers apart: they would straddle the object.
         ready = low if tool.opening < 0.3 else low + 0.04 * self._scale
         return self._come_down(tool, T[:2, 3], 0.0, ready, opening=0.0, margin=0.014)
 
     def _aim_push(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         T = objects[task.target]
-        shape = split_name(task.target)[1]
         d = np.array(DIRECTIONS[task.direction])
         side = np.array([-d[1], d[0]])
-        half_tool = 0.5 * (self.gripper.width_m if abs(d[0]) > 0.5 else self.gripper.breadth_m)
-        reach = _extent(shape, T, d) * self._scale + half_tool
+        reach = self.push_reach(task, T)
         along = float((tool.p[:2] - T[:2, 3]) @ d)
         across = float((tool.p[:2] - T[:2, 3]) @ side)
         low = max(self._table + self.gripper.tip_m + 0.010 * self._scale, self._lowest)
-        lane = 0.015 * self._scale
-        if tool.p[2] < low + 0.015 * self._scale and along < -0.6 * reach and abs(across) < lane:
-            return self._aim_shove(tool, T, d, side, across, low)
-        start = T[:2, 3] - d * (reach + 0.028 * self._scale)
+        lane = PUSH_LANE_M * self._scale
+        if along < -0.6 * reach and abs(across) < lane and tool.opening < 0.3:
+            # The lower, the faster: no height at which coming down ends and pushing begins.
+            share = 1.0 - (tool.p[2] - low - 0.015 * self._scale) / (0.025 * self._scale)
+            if share > 0.0:
+                return self._aim_shove(tool, T, d, side, across, low, min(share, 1.0))
+        # Anywhere in a stretch behind the object will do; who is in it need not move aside.
+        behind = np.clip(-along, reach + 0.022 * self._scale, reach + 0.052 * self._scale)
+        start = T[:2, 3] - d * behind
         ready = low if tool.opening < 0.3 else low + 0.04 * self._scale
-        return self._come_down(tool, start, 0.0, ready, opening=0.0, margin=0.010)
+        return self._come_down(tool, start, 0.0, ready, opening=0.0, margin=0.012)
 
     def _aim_shove(
-        self, tool: Tool, T: FloatArray, d: FloatArray, side: FloatArray, across: float, low: float
+        self, tool: Tool, T: FloatArray, d: FloatArray, side: FloatArray, across: float, low: float,
+        share: float,
     ) -> Aim:  # fmt: skip
         """Push on along the lane, until the object leaves the arena."""
         if not self._arena.holds(T[:2, 3] + 0.02 * self._scale * d, 0.10 * self._scale):
             return Aim(np.array([*tool.p[:2], low]), 0.0, 0.0)
-        xy = tool.p[:2] + 0.06 * self._scale * d - 2.0 * across * side
+        xy = tool.p[:2] + share * (0.06 * self._scale * d - 2.0 * across * side)
         return Aim(np.array([*xy, low]), 0.0, 0.0, 0.6)
 
     def _aim_grasp(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
@@ -292,7 +315,7 @@ class Expert:
         turn = _limit(TURN_GAIN_1_S * turn, self._angular) * dt
         if task.family == PUSH and aim.slow < 1.0:
             T = poses[task.target].copy()
-            T[:2, 3] += step[:2]
+            T[:2, 3] += self._pushed(task, tool, T, step)
             poses[task.target] = T
         opening = tool.opening + float(
             np.clip(aim.opening - tool.opening, -FINGER_RATE_1_S * dt, FINGER_RATE_1_S * dt)
@@ -308,6 +331,12 @@ class Expert:
             T[:3, 3] += step
             poses[task.target] = T
         return moved
+
+    def _pushed(self, task: Task, tool: Tool, T: FloatArray, step: FloatArray) -> FloatArray:
+        """How far (2,) an object that is pushed gives way to a step of the tool."""
+        d = np.array(DIRECTIONS[task.direction])
+        gap = float((T[:2, 3] - tool.p[:2] - step[:2]) @ d) - self.push_reach(task, T)
+        return max(-gap, 0.0) * d
 
     def _ee_pose(self, tool: Tool) -> FloatArray:
         T = np.eye(4)

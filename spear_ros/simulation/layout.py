@@ -102,8 +102,15 @@ class Layout:
     look: Look
 
 
-def draw_layout(robot_family: str, seed: int, family: str = '', variant: str = STANDARD) -> Layout:
-    """Draw the scene of ``seed``.
+def draw_layout(
+    robot_family: str,
+    seed: int,
+    family: str = '',
+    variant: str = STANDARD,
+    target_xy: Sequence[float] | FloatArray | None = None,
+) -> Layout:
+    """Draw the scene of ``seed``; with ``target_xy`` (2,) m, base frame, the same things with the
+    task's target there, wherever that is, and the others placed around it.
 
     Raises:
         UserError: unknown family or variant, negative seed, robot family without an arena.
@@ -121,7 +128,7 @@ def draw_layout(robot_family: str, seed: int, family: str = '', variant: str = S
     arena = ARENAS[robot_family]
     task, names = _draw_things(rng, family, held_out)
     slots = rng.permutation(N_GRASPABLE_SLOTS)
-    places = _draw_places(rng, arena, task, names)
+    places = _draw_places(rng, arena, task, names, target_xy)
     graspable = 0
     objects = []
     for name, (x, y, yaw) in zip(names, places, strict=True):
@@ -171,7 +178,11 @@ def _draw_name(
 
 
 def _draw_places(
-    rng: np.random.Generator, arena: Arena, task: Task, names: Sequence[str]
+    rng: np.random.Generator,
+    arena: Arena,
+    task: Task,
+    names: Sequence[str],
+    target_xy: Sequence[float] | FloatArray | None,
 ) -> list[tuple[float, float, float]]:
     """Place the objects one after another; start again when one finds no room."""
     while True:
@@ -179,7 +190,11 @@ def _draw_places(
         circles: list[tuple[FloatArray, float]] = []
         for name in names:
             shape = split_name(name)[1]
-            place = _draw_place(rng, arena, task, name == task.target, shape, circles)
+            place: tuple[float, float, float] | None
+            if name == task.target and target_xy is not None:
+                place = (float(target_xy[0]), float(target_xy[1]), _draw_yaw(rng))
+            else:
+                place = _draw_place(rng, arena, task, name == task.target, shape, circles)
             if place is None:
                 break
             places.append(place)
@@ -202,7 +217,7 @@ def _draw_place(
     radius = shape.radius_m * arena.scale
     for _ in range(MAX_DRAWS):
         xy = np.array([rng.uniform(*arena.x), rng.uniform(*arena.y)])
-        yaw = float(rng.uniform(-np.pi / 4, np.pi / 4))
+        yaw = _draw_yaw(rng)
         if any(np.linalg.norm(xy - c) < radius + r + arena.gap for c, r in circles):
             continue
         if is_target and task.family == PUSH:
@@ -211,6 +226,10 @@ def _draw_place(
                 continue
         return float(xy[0]), float(xy[1]), yaw
     return None
+
+
+def _draw_yaw(rng: np.random.Generator) -> float:
+    return float(rng.uniform(-np.pi / 4, np.pi / 4))
 
 
 def _push_lane(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spear_ros.core.geometry import quat_exp, quat_multiply
+from spear_ros.core.geometry import pose_parts, quat_exp, quat_multiply
 from spear_ros.core.types import FloatArray
 from spear_ros.simulation.backend import mujoco
 from spear_ros.simulation.catalogue import (
@@ -55,6 +55,13 @@ class Table:
             self._place(item, tint)
         self._apply_look(layout.look)
         self.set_ghosts(self._names if ghosts else ())
+        mujoco.mj_forward(self._model, self._data)
+
+    def lift(self, name: str, T_base_object: FloatArray) -> None:
+        """Put an object of the scene at a (4, 4) pose, in the fingers for instance."""
+        address, _ = self._addresses(self._names[name])
+        p, q = pose_parts(T_base_object)
+        self._data.qpos[address : address + 3], self._data.qpos[address + 3 : address + 7] = p, q
         mujoco.mj_forward(self._model, self._data)
 
     def set_ghosts(self, names: Iterable[str]) -> None:

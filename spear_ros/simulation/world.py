@@ -7,9 +7,10 @@ the robot is the world frame.
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -277,26 +278,30 @@ class World:
         )
         return self.scene
 
-    def is_touching(self) -> bool:
-        """Tell whether the gripper touches an object now; what it holds, it touches."""
+    def touched(self) -> frozenset[str]:
+        """Names of the objects that the gripper touches now; what it holds, it touches."""
         with self.lock:
-            return bool(self._table.contacts()[0])
+            return self._table.contacts()[0]
 
     @contextmanager
-    def imagined_scene(self, seed: int, family: str = '') -> Iterator[Scene]:
-        """Show the scene of ``seed`` under the robot as it stands, then all as it was.
+    def imagined_scene(
+        self, layout: Layout, lifted: Mapping[str, FloatArray] = MappingProxyType({})
+    ) -> Iterator[Scene]:
+        """Show ``layout`` under the robot as it stands, then all as it was.
 
         For pictures and poses only: time must not pass inside of the block. Whether the gripper
-        stands in an object is for the caller to ask (:meth:`is_touching`).
+        stands in an object is for the caller to ask (:meth:`touched`).
 
-        Raises:
-            UserError: unknown family, negative seed.
+        Args:
+            layout: the scene.
+            lifted: names of objects that are not on the table, and their (4, 4) poses, base frame.
         """
-        layout = draw_layout(self.robot.family, seed, family)
         with self.lock:
             before, scene = self.pack_state(), self.scene
             try:
                 self._table.lay_out(layout)
+                for name, T in lifted.items():
+                    self._table.lift(name, T)
                 yield self._start(layout)
             finally:
                 self.restore(before)

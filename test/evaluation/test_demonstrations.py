@@ -29,6 +29,7 @@ from spear_ros.runtime.safety import load_limits
 from spear_ros.simulation.catalogue import COLOURS
 from spear_ros.simulation.expert import Expert
 from spear_ros.simulation.grippers import get_gripper
+from spear_ros.simulation.layout import draw_layout
 from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import parse_instruction
 from spear_ros.simulation.world import World
@@ -202,13 +203,37 @@ def test_close_makes_further_instructions_about_what_is_under_the_tool(parts):
     assert further(1.0) < 0.6 * further(0.0)
 
 
+def test_what_the_fingers_hold_is_imagined_in_them(parts):
+    _, world, expert = parts
+    spec = default_action_specs()['widowx_bridge']
+    settings = replace(SETTINGS, families=('put',), imagined=1.0, clean=1.0, limit_s=20.0)
+    episode = Demonstrator(
+        world, expert, load_limits(world.robot), spec, settings, network_fit
+    ).episode('put', 6)
+    held = []
+    for sample in episode.samples:
+        places = {o.name: o.p_base for o in read_objects(sample.info['objects'])}
+        if sample.info['scene'] != 6 and places[sample.info['target']][2] > 0.05:
+            held.append(sample)
+    assert len(held) > 3
+    assert len({s.info['scene'] for s in held}) > 2
+    # It goes on from there: closed fingers on their way to this table's receptacle.
+    ways = {tuple(np.round(s.numbers[-1, :2] - s.numbers[0, :2], 2)) for s in held}
+    assert len(ways) > 2
+
+
 def test_an_imagined_scene_gives_everything_back(parts):
     _, world, _ = parts
     world.reset_scene(3, 'pick')
     before, poses = world.pack_state(), world.object_poses()
-    with world.imagined_scene(77, 'touch') as scene:
+    with world.imagined_scene(draw_layout('widowx', 77, 'touch')) as scene:
         assert world.scene is scene
         assert set(world.object_poses()) == set(scene.objects)
+    layout = draw_layout('widowx', 78, 'put')
+    high = poses[world.scene.task.target].copy()
+    high[2, 3] += 0.2
+    with world.imagined_scene(layout, {layout.task.target: high}):
+        np.testing.assert_allclose(world.object_poses()[layout.task.target], high, atol=1e-9)
     after = world.pack_state()
     assert np.array_equal(before.physics, after.physics)
     assert (world.scene.seed, world.scene.family) == (3, 'pick')

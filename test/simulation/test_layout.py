@@ -31,6 +31,19 @@ def test_a_seed_is_a_scene():
     assert draw_layout('franka', 8, 'put').objects != first.objects
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_target_can_be_put_anywhere_and_the_others_make_room(family):
+    plain = draw_layout('franka', 7, family)
+    moved = draw_layout('franka', 7, family, target_xy=(0.52, 0.01))
+    assert moved.task == plain.task
+    assert [o.name for o in moved.objects] == [o.name for o in plain.objects]
+    target, *others = moved.objects
+    assert (target.x_m, target.y_m) == (0.52, 0.01)
+    for other in others:
+        radii = sum(split_name(o.name)[1].radius_m for o in (target, other))
+        assert np.hypot(target.x_m - other.x_m, target.y_m - other.y_m) > radii
+
+
 def test_scenes_hold_four_to_six_different_objects_with_room_between_them(layouts):
     for family, layout in layouts:
         arena = ARENAS[family]
