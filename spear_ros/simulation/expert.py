@@ -195,7 +195,8 @@ class Expert:
             # The lower, the faster: no height at which coming down ends and pushing begins.
             share = 1.0 - (tool.p[2] - low - 0.015 * self._scale) / (0.025 * self._scale)
             if share > 0.0:
-                return self._aim_shove(tool, T, d, side, across, low, min(share, 1.0))
+                way = min(share, 1.0) * (0.06 * self._scale * d - 2.0 * across * side)
+                return self._aim_shove(tool, T, d, way, low)
         # Anywhere in a stretch behind the object will do; who is in it need not move aside.
         behind = np.clip(-along, reach + 0.022 * self._scale, reach + 0.052 * self._scale)
         start = T[:2, 3] - d * behind
@@ -203,14 +204,12 @@ class Expert:
         return self._come_down(tool, start, 0.0, ready, opening=0.0, margin=0.012)
 
     def _aim_shove(
-        self, tool: Tool, T: FloatArray, d: FloatArray, side: FloatArray, across: float, low: float,
-        share: float,
-    ) -> Aim:  # fmt: skip
-        """Push on along the lane, until the object leaves the arena."""
+        self, tool: Tool, T: FloatArray, d: FloatArray, way: FloatArray, low: float
+    ) -> Aim:
+        """Push on along the lane by ``way`` (2,), until the object leaves the arena."""
         if not self._arena.holds(T[:2, 3] + 0.02 * self._scale * d, 0.10 * self._scale):
             return Aim(np.array([*tool.p[:2], low]), 0.0, 0.0)
-        xy = tool.p[:2] + share * (0.06 * self._scale * d - 2.0 * across * side)
-        return Aim(np.array([*xy, low]), 0.0, 0.0, 0.6)
+        return Aim(np.array([*(tool.p[:2] + way), low]), 0.0, 0.0, 0.6)
 
     def _aim_grasp(self, task: Task, tool: Tool, objects: Mapping[str, FloatArray]) -> Aim:
         T = objects[task.target]
