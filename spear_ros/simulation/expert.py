@@ -191,7 +191,9 @@ class Expert:
         across = float((tool.p[:2] - T[:2, 3]) @ side)
         low = max(self._table + self.gripper.tip_m + 0.010 * self._scale, self._lowest)
         lane = PUSH_LANE_M * self._scale
-        if along < -0.6 * reach and abs(across) < lane and tool.opening < 0.3:
+        # Not from farther off: others may stand in between.
+        near = -(reach + 0.09 * self._scale) < along < -0.6 * reach
+        if near and abs(across) < lane and tool.opening < 0.3:
             # The lower, the faster: no height at which coming down ends and pushing begins.
             share = 1.0 - (tool.p[2] - low - 0.015 * self._scale) / (0.025 * self._scale)
             if share > 0.0:
