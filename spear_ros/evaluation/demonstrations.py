@@ -49,6 +49,7 @@ from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.runtime.safety import SafetyLimits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.expert import Expert, Plan
+from spear_ros.simulation.layout import ARENAS
 from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import (
     DIRECTIONS,
@@ -66,6 +67,8 @@ Fit = Callable[[ImageArray, tuple[int, int]], ImageArray]
 robot will."""
 
 NAME = 'demonstrator'
+ROOM_M = 0.5
+"""Objects farther than this outside of the arena, or higher, are lost."""
 TRIES = 3
 """Further tables that are drawn until the gripper stands in nothing."""
 
@@ -163,6 +166,8 @@ class Demonstrator:
                 after += system.stats.chunks - chunks
                 if after >= self._settings.after:
                     return 'success'
+            if self._policy.lost:
+                return f'lost: {self._policy.lost} left the table'
             snapshot = system.executor.snapshot()
             if snapshot.state in (State.FAULT, State.DISARMED):
                 return f'{snapshot.reason.name}: {snapshot.text}'
@@ -183,11 +188,13 @@ class _DisturbedExpert:
         self._world, self._expert, self._spec = world, expert, spec
         self._settings, self._fit = settings, fit
         self.samples: list[Sample] = []
+        self.lost = ''
+        """An object that is no longer on the table; nothing is kept from then on."""
         self._scene: Scene | None = None
 
     def begin(self, scene: Scene) -> None:
         """Forget the last episode."""
-        self.samples = []
+        self.samples, self.lost = [], ''
         self._scene = scene
         self._rng = np.random.default_rng([scene.seed, FAMILIES.index(scene.family), 0xDE30])
         self._disturbance = Disturbance(self._rng, self._settings, self._world.gripper)
@@ -217,9 +224,11 @@ class _DisturbedExpert:
         """Plan, keep the sample, disturb."""
         assert self._scene is not None
         plan = self._plan(self._scene.task, observation)
-        self._keep(self._scene, observation, plan)
-        for _ in range(self._times(self._settings.imagined)):
-            self._imagine(observation)
+        self.lost = off_table(self._world.robot.family, observation.privileged)
+        if not self.lost:
+            self._keep(self._scene, observation, plan)
+            for _ in range(self._times(self._settings.imagined)):
+                self._imagine(observation)
         executed = self._disturbance.apply(plan, observation.state.T_base_ee, self._spec.step_s)
         p, q = pose_parts(executed.T_base_ee)
         anchor_p, anchor_q = pose_parts(observation.state.T_base_ee)
@@ -374,6 +383,18 @@ class _Shown:
     seed: int
     pictures: Mapping[str, bytes]
     objects: str
+
+
+def off_table(robot_family: str, poses: Mapping[str, FloatArray]) -> str:
+    """Name of an object that has left the table, '' if none has.
+
+    Fingers that close on an edge can shoot an object away, in the simulator for kilometres.
+    """
+    arena = ARENAS[robot_family]
+    for name, T in poses.items():
+        if not arena.holds(T[:2, 3], ROOM_M) or not -0.05 < T[2, 3] < ROOM_M:
+            return name
+    return ''
 
 
 def picture_place(p_base: FloatArray, camera: CameraModel, size: tuple[int, int]) -> Point | None:

@@ -18,6 +18,7 @@ from spear_ros.data.shards import ShardDataset
 from spear_ros.evaluation.demonstrations import (
     Demonstrator,
     check_seeds,
+    off_table,
     other_task,
     picture_place,
 )
@@ -220,6 +221,40 @@ def test_what_the_fingers_hold_is_imagined_in_them(parts):
     # It goes on from there: closed fingers on their way to this table's receptacle.
     ways = {tuple(np.round(s.numbers[-1, :2] - s.numbers[0, :2], 2)) for s in held}
     assert len(ways) > 2
+
+
+@pytest.mark.parametrize(
+    ('p', 'lost'),
+    [((0.3, 0.0, 0.02), ''), ((0.3, 0.0, 0.3), ''), ((4.99, 2.47, 2.65), 'red_ball'),
+     ((0.3, 0.0, 0.9), 'red_ball'), ((0.9, 0.0, -0.4), 'red_ball'), ((-0.5, 0.0, 0.0), 'red_ball')],
+)  # fmt: skip
+def test_an_object_that_was_shot_off_the_table_is_noticed(p, lost):
+    T = np.eye(4)
+    T[:3, 3] = p
+    assert off_table('widowx', {'blue_cube': np.eye(4) + 0.0, 'red_ball': T}) == lost
+
+
+def test_nothing_is_kept_of_a_table_with_a_lost_object(parts):
+    demonstrator, world, _ = parts
+    far = world.object_poses
+
+    def poses():
+        found = far()
+        if len(demonstrator._policy.samples) > 8:
+            next(iter(found.values()))[:3, 3] = 5.0, 2.0, 2.0
+        return found
+
+    world.object_poses = poses
+    try:
+        episode = demonstrator.episode('touch', 6)
+    finally:
+        del world.object_poses
+    assert episode.outcome.startswith('lost: ')
+    assert 8 < len(episode.samples) < 12
+    for sample in episode.samples:
+        assert all(
+            abs(np.array(o.p_base)).max() < 1.0 for o in read_objects(sample.info['objects'])
+        )
 
 
 def test_an_imagined_scene_gives_everything_back(parts):
