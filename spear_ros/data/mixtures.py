@@ -2,7 +2,8 @@
 
 A stream is one consumer (a rank, or a worker of a rank). All streams share the seed; each sees its
 own part of every data set. A draw first picks a data set by the mixture's probabilities, then one
-of a few open shards of it, then that shard's next sample in a seeded order. The state is a handful
+of a few open shards of it by how much of each is left (else the large ones of an epoch would come
+last), then that shard's next sample in a seeded order. The state is a handful
 of counters per data set, so it is saved with a checkpoint and gives back exactly the same next
 draws, and memory does not grow with the number of draws.
 """
@@ -23,7 +24,8 @@ from spear_ros.data.episodes import IntArray
 from spear_ros.data.samples import stable_hash
 from spear_ros.data.shards import ShardDataset
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+"""1 drew from the open shards alike, whatever was left of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,14 +187,18 @@ class _Cursor:
         """[shard, number of its samples already taken], at most ``window`` of them."""
         self._shards: IntArray = np.zeros(0, np.int64)
         self._orders: dict[int, IntArray] = {}
+        self._left: IntArray = np.zeros(0, np.int64)
+        """Samples not yet taken of each open shard."""
         self._start_epoch(0)
 
     def take(self, pick: float) -> tuple[int, int]:
         """Next (shard, index); ``pick`` in [0, 1) chooses among the open shards."""
         while not self.open:
             self._start_epoch(self.epoch + 1)
-        slot = min(int(pick * len(self.open)), len(self.open) - 1)
+        edges = np.cumsum(self._left)
+        slot = int(np.searchsorted(edges, int(pick * edges[-1]), side='right'))
         shard, taken = self.open[slot]
+        self._left[slot] -= 1
         order = self._orders[shard]
         index = int(order[taken])
         self.open[slot][1] = taken + 1
@@ -200,6 +206,7 @@ class _Cursor:
             del self._orders[shard]
             del self.open[slot]
             self._fill()
+            self._count_left()
         return shard, index
 
     def state(self) -> dict[str, Any]:
@@ -214,11 +221,17 @@ class _Cursor:
         self.next_shard = int(state['next_shard'])
         self.open = [[int(a), int(b)] for a, b in state['open']]
         self._orders = {shard: self._order(shard) for shard, _ in self.open}
+        self._count_left()
 
     def _start_epoch(self, epoch: int) -> None:
         self._set_epoch(epoch)
         self.next_shard, self.open, self._orders = 0, [], {}
         self._fill()
+        self._count_left()
+
+    def _count_left(self) -> None:
+        left = [len(self._orders[shard]) - taken for shard, taken in self.open]
+        self._left = np.array(left, np.int64)
 
     def _set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -35,6 +35,9 @@ from spear_ros.training.config import VlaDataConfig
 from spear_ros.training.distributed import Place, barrier
 from spear_ros.training.task import BatchStream
 
+MANY = 1_000_000
+"""Open shards: all."""
+
 
 def open_mixture(
     folders: tuple[str, ...], mixture: str, where: str
@@ -100,7 +103,8 @@ def make_stream(
         datasets,
         seed=seed,
         stream=StreamId(rank=place.rank, world=place.world),
-        open_shards=config.open_shards,
+        # What is in memory anyway can be mixed as a whole: a shard is an episode or two.
+        open_shards=MANY if config.resident else config.open_shards,
     )
     settings = LoaderSettings(
         batch_size=batch,

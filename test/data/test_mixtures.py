@@ -121,6 +121,19 @@ def test_every_sample_is_drawn_once_in_an_epoch():
     assert [(a.shard, a.index) for a in seen] != [(a.shard, a.index) for a in again]
 
 
+@pytest.mark.parametrize('open_shards', [6, 60])
+def test_large_shards_are_not_left_for_the_end_of_an_epoch(open_shards):
+    data = {'c': FakeDataset('c', [20] * 50 + [200] * 5)}
+    sampler = MixtureSampler(mix(c=1.0), data, seed=0, open_shards=open_shards)
+    large = np.array([address.shard >= 50 for address in draws(sampler, 2000)])
+    assert large.sum() == 1000
+    if open_shards == 60:
+        assert np.abs(large.reshape(10, 200).mean(1) - 0.5).max() < 0.12
+    else:
+        # Few are open at a time: the order of the shards decides, but an open one is not put off.
+        assert large[-400:].mean() < 0.95
+
+
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=12),
     st.integers(1, 4),
