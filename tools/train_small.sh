@@ -148,7 +148,9 @@ done
 for robot in $robots; do
   [ -e "$out/done/moments-$robot" ] && continue
   rm -rf "$out/moments-$robot"
-  $python tools/repeat_moments.py "$out/demonstrations-$robot" "$out/moments-$robot" || exit 1
+  # As the third weights of models/spear_tiny had them, on demonstrations with --moments.
+  $python tools/repeat_moments.py "$out/demonstrations-$robot" "$out/moments-$robot" \
+    --push 6 --beside 2 --held 1 || exit 1
   touch "$out/done/moments-$robot"
 done
 train spear vla "$recipe" "data.shards=$(list moments)" \

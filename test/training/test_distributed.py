@@ -61,7 +61,9 @@ def test_two_processes_have_the_gradients_of_one_and_resume_bit_by_bit(finish, s
         assert process.returncode == 0, errors[-3000:]
 
 
-def test_four_processes_in_two_replicas_have_the_gradients_of_one(finish, shards, tmp_path):
+def test_four_processes_in_two_replicas_have_the_gradients_of_one_and_resume(
+    finish, shards, tmp_path
+):
     processes = start('replicas', tmp_path, shards, world=4)
     outputs = finish(processes)
     for process, (_, errors) in zip(processes, outputs, strict=True):

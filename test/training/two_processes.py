@@ -107,10 +107,10 @@ def compare_replicas(place):
     assert tuple(trained.device_mesh.shape) == (2, 2)
 
 
-def train(place, out, shards):
+def train(place, out, shards, replicas=1):
     """Straight to step 4; and with a stop after step 2: the same bits."""
     settings = [f'data.shards=[{",".join(shards)}]', 'batch_size=4', 'saving.every_steps=2',
-                'steps=4']  # fmt: skip
+                'steps=4', f'parallel.replicas={replicas}']  # fmt: skip
     config = change(find_recipe('vla', 'spear1_debug'), settings)
     Trainer(VlaTask(config, out / 'a'), out / 'a', place).run()
 
@@ -120,7 +120,7 @@ def train(place, out, shards):
         def inputs(self, batch, device, seed):
             self.calls += 1
             if self.calls == 2 and place.rank == 1:
-                os.kill(os.getpid(), 15)  # only one of the two is asked to stop
+                os.kill(os.getpid(), 15)  # only one of them is asked to stop
             return super().inputs(batch, device, seed)
 
     outcome = Trainer(Stopped(config, out / 'b'), out / 'b', place).run()
@@ -166,6 +166,7 @@ def main():
                 train(place, out, shards)
             else:
                 compare_replicas(place)
+                train(place, out, shards, replicas=2)
             barrier(place)
             dist.barrier()
             # gloo now and then aborts while it is torn down.
