@@ -160,9 +160,10 @@ def spear_tiny() -> VlaConfig:
 def spear_tiny_finetune() -> VlaConfig:
     """Your own recordings on the bundled checkpoint, on a CPU or any card; give init=FOLDER.
 
-    The parts and switches of spear1_finetune_24gb at the size of spear_tiny.
+    The parts and switches of spear1_finetune_24gb at the size of models/spear_tiny, which is that
+    of spear_tiny_cpu. After spear_tiny, change model and data.
     """
-    full, tiny = spear1_finetune_24gb(), spear_tiny()
+    full, tiny = spear1_finetune_24gb(), spear_tiny_cpu()
     return replace(
         full,
         recipe='spear_tiny_finetune',
@@ -172,6 +173,8 @@ def spear_tiny_finetune() -> VlaConfig:
         batch_size=64,
         accumulate=1,
         recompute=False,
+        precision=tiny.precision,
+        frozen_dtype='float32',
         export_dtype='bfloat16',
         optimizer=replace(full.optimizer, learning_rate=3e-4, warmup_steps=100),
         data=replace(tiny.data, stats='init', threads=2, per_picture=1),

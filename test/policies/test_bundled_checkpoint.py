@@ -66,3 +66,13 @@ def test_it_goes_to_the_object_that_is_named_and_to_another_when_that_is_named(n
     world.close()
     # 4 to 6 objects: by chance 2 of 10, and 6 or more in one of 150 runs.
     assert right >= 6
+
+
+def test_its_fine_tuning_recipe_is_of_its_size():
+    from spear_ros.checkpoints.spear1 import read_config
+    from spear_ros.training.recipes import find_recipe
+
+    recipe = find_recipe('vla', 'spear_tiny_finetune')
+    assert recipe.model == read_config(FOLDER).model
+    assert recipe.data.external_size == recipe.model.external_size
+    assert recipe.data.wrist_size == recipe.model.wrist_size
