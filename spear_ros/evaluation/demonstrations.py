@@ -43,13 +43,12 @@ from spear_ros.data.seen_objects import (
 )
 from spear_ros.data.shards import DatasetCard
 from spear_ros.evaluation.disturbance import DemonstrationSettings, Disturbance
-from spear_ros.evaluation.imagined_tables import CLOSED, Imagined, ImaginedTables
+from spear_ros.evaluation.imagined_tables import CLOSED, Imagined, ImaginedTables, off_table
 from spear_ros.evaluation.lockstep import Lockstep
 from spear_ros.policies.base import ChunkPrefix, PolicyInfo
 from spear_ros.runtime.safety import SafetyLimits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.expert import Expert, Plan
-from spear_ros.simulation.layout import ARENAS
 from spear_ros.simulation.rendering import CameraModel
 from spear_ros.simulation.tasks import (
     DIRECTIONS,
@@ -67,8 +66,6 @@ Fit = Callable[[ImageArray, tuple[int, int]], ImageArray]
 robot will."""
 
 NAME = 'demonstrator'
-ROOM_M = 0.5
-"""Objects farther than this outside of the arena, or higher, are lost."""
 TRIES = 3
 """Further tables that are drawn until the gripper stands in nothing."""
 
@@ -383,18 +380,6 @@ class _Shown:
     seed: int
     pictures: Mapping[str, bytes]
     objects: str
-
-
-def off_table(robot_family: str, poses: Mapping[str, FloatArray]) -> str:
-    """Name of an object that has left the table, '' if none has.
-
-    Fingers that close on an edge can shoot an object away, in the simulator for kilometres.
-    """
-    arena = ARENAS[robot_family]
-    for name, T in poses.items():
-        if not arena.holds(T[:2, 3], ROOM_M) or not -0.05 < T[2, 3] < ROOM_M:
-            return name
-    return ''
 
 
 def picture_place(p_base: FloatArray, camera: CameraModel, size: tuple[int, int]) -> Point | None:

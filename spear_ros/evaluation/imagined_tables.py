@@ -30,6 +30,8 @@ LOW_M = 0.06
 """Height of the tool below which a push can be under way, at scale 1."""
 CLOSED = 0.3
 """Opening below which fingers are taken for closed."""
+ROOM_M = 0.5
+"""Objects farther than this outside of the arena, or higher, are lost."""
 PUSH_ROOM_M = 0.06
 """Longest gap between closed fingers and what they are about to push, at scale 1."""
 
@@ -143,3 +145,15 @@ def _with_slot(layout: Layout, slot: int) -> Layout:
     swap = {old: slot, slot: old}
     objects = (replace(o, slot=swap.get(o.slot, o.slot)) for o in layout.objects)
     return replace(layout, objects=tuple(objects))
+
+
+def off_table(robot_family: str, poses: Mapping[str, FloatArray]) -> str:
+    """Name of an object that has left the table, '' if none has.
+
+    Fingers that close on an edge can shoot an object away, in the simulator for kilometres.
+    """
+    arena = ARENAS[robot_family]
+    for name, T in poses.items():
+        if not arena.holds(T[:2, 3], ROOM_M) or not -0.05 < T[2, 3] < ROOM_M:
+            return name
+    return ''

@@ -45,14 +45,21 @@ class FingerDrive:
     grasp_width_m: float = 0.0
     result: GripperResult | None = None
     """None while a command is under way."""
+    _measured_m: float = field(init=False)
+    """Where the finger was in the last step."""
     _still_s: float = 0.0
     _elapsed_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.goal_m = self.finger_m
+        self.goal_m = self._measured_m = self.finger_m
 
     def move(self, finger_m: float, speed_m_s: float, force_n: float = MOVE_FORCE_N) -> None:
-        """Travel to a finger position; ``speed_m_s`` is of one finger."""
+        """Travel to a finger position; ``speed_m_s`` is of one finger.
+
+        Fingers that were pressing on something start opening from where they are: the set point of
+        the grasp lies behind them, and waiting for it would look like a stall.
+        """
+        self.finger_m = max(self.finger_m, min(self._measured_m, finger_m))
         self._begin('position', finger_m, speed_m_s, force_n)
         self.epsilon_m = None
 
@@ -79,6 +86,7 @@ class FingerDrive:
 
     def force(self, finger_m: float, velocity_m_s: float, dt_s: float) -> float:
         """Force on each finger joint for one step (positive opens), N."""
+        self._measured_m = finger_m
         if self.mode == 'pwm':
             return self.pwm / 350.0 * PWM_FORCE_N
         self._travel(dt_s)

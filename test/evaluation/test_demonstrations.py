@@ -18,11 +18,11 @@ from spear_ros.data.shards import ShardDataset
 from spear_ros.evaluation.demonstrations import (
     Demonstrator,
     check_seeds,
-    off_table,
     other_task,
     picture_place,
 )
 from spear_ros.evaluation.disturbance import DemonstrationSettings
+from spear_ros.evaluation.imagined_tables import off_table
 from spear_ros.processing.embodiments import default_action_specs
 from spear_ros.robots import kinematics
 from spear_ros.robots.registry import get_robot

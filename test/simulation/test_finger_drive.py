@@ -42,6 +42,30 @@ def test_a_grasp_stops_on_the_object_and_keeps_pressing_with_the_force_asked_for
     assert fingers.force == pytest.approx(-25.0)
 
 
+def test_fingers_that_held_an_object_open_at_once_and_do_not_seem_stalled():
+    drive, fingers = FingerDrive(0.04, 0.04), Fingers(0.04, stop_at=0.0205)
+    drive.grasp(0.041, 0.05, 30.0, 0.005, 0.005)
+    fingers.run(drive, 1.5)
+    assert drive.result.stalled
+    drive.move(0.04, 0.05)
+    fingers.run(drive, 0.1)
+    assert drive.result is None
+    assert fingers.x > 0.022
+    fingers.run(drive, 0.9)
+    assert drive.result.success
+
+
+def test_a_grasp_that_is_asked_for_again_does_not_let_go():
+    drive, fingers = FingerDrive(0.04, 0.04), Fingers(0.04, stop_at=0.0205)
+    for _ in range(2):
+        drive.grasp(0.041, 0.05, 30.0, 0.005, 0.005)
+        for _ in range(40):
+            fingers.run(drive, 0.025)
+            if fingers.x < 0.0206:
+                assert fingers.force < -20.0 or drive.finger_m > 0.015
+    assert drive.result.success
+
+
 @pytest.mark.parametrize(('width', 'success'), [(0.03, True), (0.05, False), (0.01, False)])
 def test_a_grasp_succeeds_only_within_its_tolerances(width, success):
     drive, fingers = FingerDrive(0.04, 0.04), Fingers(0.04, stop_at=0.015)
