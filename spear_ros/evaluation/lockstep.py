@@ -13,8 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spear_ros.core.errors import UserError
+from spear_ros.core.reasons import Reason
 from spear_ros.core.types import EXTERNAL, ActionChunk, CameraFrame, ImageArray
 from spear_ros.policies.base import Policy
+from spear_ros.runtime.effort_guard import (
+    WIDOWX_EFFORT_LIMITS_MA,
+    WIDOWX_EFFORT_TIME_S,
+    EffortGuard,
+)
 from spear_ros.runtime.executor import Executor
 from spear_ros.runtime.executor_types import Command, DriverState, ExecutorSettings, PolicyHealth
 from spear_ros.runtime.observation_buffer import ObservationBuffer
@@ -54,6 +60,7 @@ class Lockstep:
         limits: Safety limits in force.
         latency_s: Time between an observation and the arrival of its chunk.
         settings: Of the executor.
+        guard_effort: Stop a WidowX that pushes too hard, as its driver does.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Lockstep:
         *,
         latency_s: float = 0.1,
         settings: ExecutorSettings | None = None,
+        guard_effort: bool = True,
     ) -> None:
         if not 0.0 <= latency_s <= 1.0:
             raise UserError(f'latency_s = {latency_s} must lie between 0 and 1 s.')
@@ -90,7 +98,11 @@ class Lockstep:
                 needs_object_poses=self.info.privileged,
             ),
         )
+        self._effort: EffortGuard | None = None
+        """The WidowX driver's; a Franka watches its own contacts."""
         if world.robot.family == 'widowx':
+            if guard_effort:
+                self._effort = EffortGuard(WIDOWX_EFFORT_LIMITS_MA, WIDOWX_EFFORT_TIME_S)
             world.set_joint_targets(world.q_rad, WIDOWX_PROFILE_MS)
 
     def now_ns(self) -> int:
@@ -101,6 +113,7 @@ class Lockstep:
 
     def arm_and_home(self) -> str:
         """Reset a fault, arm, drive home; return '' or why it did not work."""
+        self._forget_effort()
         if self.executor.snapshot().state == State.FAULT:
             self.executor.reset()
         self.run(0.3)  # let the streams' statistics fill, as a person would
@@ -135,6 +148,12 @@ class Lockstep:
         self.set_instruction('')
         self.executor.disarm()
         self.run(0.5)
+
+    def _forget_effort(self) -> None:
+        """What the driver does at every disarming and reset."""
+        if self._effort is not None and self._effort.tripped:
+            self._effort.tripped = ''
+            self._tell_status(self.now_ns())
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -172,12 +191,16 @@ class Lockstep:
         q = world.q_rad
         self.executor.on_joints(now, now, world.robot.joint_names, q)
         self.executor.on_gripper(now, now, world.gripper_opening)
+        if self._effort is not None:
+            self._effort.update(world.robot.joint_names, world.effort.tolist(), now * 1e-9)
         self.buffer.add_joints(now, now, q)
         self.buffer.add_gripper(now, now, world.gripper_opening)
 
     def _tell_status(self, now: int) -> None:
         spec = self.info.spec
-        self.executor.on_driver(DriverState(received_ns=now))
+        trouble = self._effort.tripped if self._effort is not None else ''
+        reason = Reason.MOTOR_ERROR if trouble else Reason.NONE
+        self.executor.on_driver(DriverState(received_ns=now, reason=reason, text=trouble))
         self.executor.on_publisher_count(1)
         self.executor.on_policy_status(
             PolicyHealth(

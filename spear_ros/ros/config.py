@@ -14,6 +14,7 @@ from spear_ros.core.config import load_yaml
 from spear_ros.core.errors import UserError
 from spear_ros.core.resources import share_file
 from spear_ros.core.types import EXTERNAL, WRIST
+from spear_ros.runtime.effort_guard import WIDOWX_EFFORT_LIMITS_MA, WIDOWX_EFFORT_TIME_S
 
 GripperName = Literal['franka_hand', 'robotiq_2f85', 'widowx']
 
@@ -225,10 +226,9 @@ class WidowxDriverConfig:
     profile_velocity_ms: int = 50
     profile_acceleration_ms: int = 20
     """Bridge's ratios (1.25 and 0.5) of the 40 ms between commands."""
-    effort_limits_ma: tuple[float, ...] = (1360.0, 1700.0, 1020.0, 1020.0, 1020.0, 1190.0)
-    """Bridge's guard: 1.7 times (800, 1000, 600, 600, 600, 700) mA."""
-    effort_time_s: float = 0.1
-    """The limit counts when it is exceeded for this long: one sample may be noise."""
+    effort_limits_ma: tuple[float, ...] = WIDOWX_EFFORT_LIMITS_MA
+    effort_time_s: float = WIDOWX_EFFORT_TIME_S
+    """The limit counts when it is exceeded for this long."""
     error_register: str = 'Hardware_Error_Status'
     error_poll_hz: float = 1.0
     service_timeout_s: float = 5.0

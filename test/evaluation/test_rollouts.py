@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from spear_ros.core.errors import UserError
+from spear_ros.core.reasons import Reason
 from spear_ros.robots.registry import get_robot
 
 if not all(importlib.util.find_spec(name) for name in ('mujoco', 'rtbdata')):
@@ -115,6 +116,24 @@ def test_a_policy_that_goes_to_another_object_is_told_from_one_that_is_lost():
     assert world.first_touched() == other.target
     assert not world.task_succeeded()
     assert run_episode(system, 'touch', SEED, config).success  # and the next episode is fine
+
+
+def test_a_widowx_that_pushes_too_hard_is_stopped_as_its_driver_would_and_starts_again():
+    world, policy, limits = build('wx250s')
+    system = Lockstep(world, policy, limits)
+    config = RolloutConfig(families=('touch',), limit_s=6.0)
+    scene = world.reset_scene(SEED, 'touch')
+    assert not system.arm_and_home()
+    system.set_instruction(scene.instruction)
+    system.run(0.3)
+    allowed = system._effort.limits_ma
+    system._effort.limits_ma = (*allowed[:1], 1.0, *allowed[2:])  # the weight of the arm is more
+    system.run(0.5)
+    snapshot = system.executor.snapshot()
+    assert (snapshot.state, snapshot.reason) == (State.FAULT, Reason.MOTOR_ERROR)
+    assert 'shoulder pushes' in snapshot.text
+    system._effort.limits_ma = allowed
+    assert run_episode(system, 'touch', SEED, config).success
 
 
 def test_swapped_instructions_are_followed_by_the_expert():

@@ -8,7 +8,6 @@ torque off is never a stop: the arm would drop.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from rclpy.node import Node
@@ -32,33 +31,11 @@ from spear_ros.ros.drivers.base import (
 from spear_ros.ros.drivers.grippers import BinaryTarget, JamWatch, PwmGripper
 from spear_ros.ros.drivers.widowx_services import RegisterWatch, SetUp
 from spear_ros.ros.qos import COMMAND_QUEUE, JOINTS_INPUT
+from spear_ros.runtime.effort_guard import EffortGuard
 
 _SILENT_S = 1.0
 # Polled at 20 Hz: a longer interval is a pause of this process, in which it could hear nobody.
 _PAUSED_S = 0.5
-
-
-@dataclass
-class EffortGuard:
-    """Trips when a joint's effort stays above its limit; Bridge's stack does the same."""
-
-    limits_ma: tuple[float, ...]
-    time_s: float
-    _since: dict[int, float] = field(default_factory=dict)
-    tripped: str = ''
-
-    def update(self, names: tuple[str, ...], effort_ma: list[float], now_s: float) -> None:
-        """Take the efforts of the arm's joints in the order of ``names``."""
-        for i, (name, value, limit) in enumerate(
-            zip(names, effort_ma, self.limits_ma, strict=True)
-        ):
-            if abs(value) <= limit:
-                self._since.pop(i, None)
-            elif now_s - self._since.setdefault(i, now_s) >= self.time_s and not self.tripped:
-                self.tripped = (
-                    f'joint {name} pushes with {abs(value):.0f} mA, more than its limit of '
-                    f'{limit:.0f} mA: free the arm, then reset.'
-                )
 
 
 class WidowxDriver:

@@ -13,7 +13,7 @@ from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
 from spear_ros.ros.drivers.base import RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
-from spear_ros.ros.drivers.widowx import EffortGuard, WidowxDriver
+from spear_ros.ros.drivers.widowx import WidowxDriver
 from spear_ros.ros.drivers.widowx_services import RegisterWatch, SetUp, error_text
 
 SRVS = 'interbotix_xs_msgs.srv'
@@ -80,16 +80,6 @@ def test_cause_of_an_inactive_controller_is_waited_for_a_moment():
     assert health.judge(10.1).reason == Reason.DRIVER_LOST
     health.robot_mode = 4
     assert health.judge(10.1).reason == Reason.ROBOT_REFLEX
-
-
-def test_effort_guard_ignores_a_spike_and_trips_on_a_push():
-    guard = EffortGuard((1000.0, 1000.0), time_s=0.1)
-    guard.update(('a', 'b'), [0.0, -1500.0], 0.00)
-    guard.update(('a', 'b'), [0.0, 900.0], 0.05)
-    guard.update(('a', 'b'), [0.0, -1500.0], 0.08)
-    assert guard.tripped == ''
-    guard.update(('a', 'b'), [0.0, -1500.0], 0.19)
-    assert 'joint b' in guard.tripped
 
 
 class Motors:
