@@ -151,8 +151,8 @@ class Lockstep:
 
     def _forget_effort(self) -> None:
         """What the driver does at every disarming and reset."""
-        if self._effort is not None and self._effort.tripped:
-            self._effort.tripped = ''
+        if self._effort is not None:
+            self._effort = EffortGuard(self._effort.limits_ma, self._effort.time_s)
             self._tell_status(self.now_ns())
 
     # -- time ------------------------------------------------------------------------------------
@@ -191,7 +191,8 @@ class Lockstep:
         q = world.q_rad
         self.executor.on_joints(now, now, world.robot.joint_names, q)
         self.executor.on_gripper(now, now, world.gripper_opening)
-        if self._effort is not None:
+        # Between episodes somebody frees the arm by hand; here it drives home unguarded.
+        if self._effort is not None and self._instruction_id:
             self._effort.update(world.robot.joint_names, world.effort.tolist(), now * 1e-9)
         self.buffer.add_joints(now, now, q)
         self.buffer.add_gripper(now, now, world.gripper_opening)
