@@ -31,6 +31,7 @@ from spear_ros.ros.demo_media import Camera, FrameRecorder
 from spear_ros.ros.operator_client import OperatorClient
 from spear_ros.ros.process_group import ProcessGroup
 from spear_ros.runtime.decode import decode_image
+from spear_ros.runtime.effort_guard import PUSHES
 from spear_ros.simulation.tasks import FAMILIES, HELD_OUT_SEEDS
 
 Say = Callable[[str], None]
@@ -86,6 +87,8 @@ class Episode:
     holds: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What was wrong with the system: a fault, a dead process, no chunks."""
+    notes: list[str] = field(default_factory=list)
+    """What a guard of the robot kept the policy from."""
 
 
 def run_demo(options: DemoOptions, say: Say) -> int:
@@ -111,6 +114,8 @@ def run_demo(options: DemoOptions, say: Say) -> int:
             return 1
         memory = {name: _uss_mb(group.pid(name)) for name in group.alive()}
         demo.write(episodes, memory)
+    for note in (n for e in episodes for n in e.notes):
+        say(f'NOTE: {note}')
     problems = [p for e in episodes for p in e.problems]
     for problem in problems:
         say(f'PROBLEM: {problem}')
@@ -323,6 +328,10 @@ class _Demo:
                 episode.holds.append(f'{change.state} {change.reason.name}')
                 if change.reason in expected:
                     episode.outcome = 'gate refused'
+                elif change.reason == Reason.MOTOR_ERROR and PUSHES in change.text:
+                    # The policy presses, the guard stops it: that is the system at work, too.
+                    episode.outcome = 'guard stopped'
+                    episode.notes.append(f'{episode.instruction}: {change.text}')
                 elif change.state == 'FAULT':
                     episode.problems.append(
                         f'{episode.instruction}: FAULT {change.reason.name}: {change.text}'

@@ -8,6 +8,8 @@ WIDOWX_EFFORT_LIMITS_MA = (1360.0, 1700.0, 1020.0, 1020.0, 1020.0, 1190.0)
 (bridge_data_robot)."""
 WIDOWX_EFFORT_TIME_S = 0.1
 """The limit counts when it is exceeded for this long: one sample may be noise."""
+PUSHES = 'pushes with'
+"""Words by which the guard's sentence is told from a motor's own error."""
 
 
 @dataclass
@@ -28,6 +30,6 @@ class EffortGuard:
                 self._since.pop(i, None)
             elif now_s - self._since.setdefault(i, now_s) >= self.time_s and not self.tripped:
                 self.tripped = (
-                    f'joint {name} pushes with {abs(value):.0f} mA, more than its limit of '
+                    f'joint {name} {PUSHES} {abs(value):.0f} mA, more than its limit of '
                     f'{limit:.0f} mA: free the arm, then reset.'
                 )
