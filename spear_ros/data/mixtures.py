@@ -3,8 +3,8 @@
 A stream is one consumer (a rank, or a worker of a rank). All streams share the seed; each sees its
 own part of every data set. A draw first picks a data set by the mixture's probabilities, then one
 of a few open shards of it by how much of each is left (else the large ones of an epoch would come
-last), then that shard's next sample in a seeded order. The state is a handful
-of counters per data set, so it is saved with a checkpoint and gives back exactly the same next
+last), then that shard's next sample in a seeded order. The state is two
+counters per open shard, so it is saved with a checkpoint and gives back exactly the same next
 draws, and memory does not grow with the number of draws.
 """
 
@@ -206,7 +206,6 @@ class _Cursor:
             del self._orders[shard]
             del self.open[slot]
             self._fill()
-            self._count_left()
         return shard, index
 
     def state(self) -> dict[str, Any]:
@@ -227,7 +226,6 @@ class _Cursor:
         self._set_epoch(epoch)
         self.next_shard, self.open, self._orders = 0, [], {}
         self._fill()
-        self._count_left()
 
     def _count_left(self) -> None:
         left = [len(self._orders[shard]) - taken for shard, taken in self.open]
@@ -248,6 +246,7 @@ class _Cursor:
             if len(order):
                 self._orders[shard] = order
                 self.open.append([shard, 0])
+        self._count_left()
 
     def _order(self, shard: int) -> IntArray:
         seed = [self._seed, stable_hash('samples', self._name), self.epoch, shard]
@@ -343,7 +342,13 @@ class MixtureSampler:
             UserError: it belongs to other data, another seed or another number of streams; the
                 sentence names the field with both values.
         """
-        expected: dict[str, Any] = {'format': STATE_FORMAT, **self._identity}
+        if state.get('format') != STATE_FORMAT:
+            raise UserError(
+                f'saved position of the data: format is {state.get("format")!r}, this version of '
+                f'spear_ros has {STATE_FORMAT} and draws in another order; start a new run with '
+                'init=EXPORT, or go on with the version that began this one.'
+            )
+        expected = self._identity
         for key, value in expected.items():
             if state.get(key) != value:
                 raise UserError(

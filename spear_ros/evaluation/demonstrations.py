@@ -9,7 +9,7 @@ makes (noise injection with relabelling, as in DART, arXiv 1703.09327, and DAgge
 
 The expert remembers nothing, so a picture can also be labelled for another instruction: the same
 scene, another object. ``relabel`` adds such samples; they are what makes a policy listen. For the
-same reason the robot can be shown at another table while it touches nothing (``imagined``): a new
+same reason the robot can be shown at another table, with what it holds (``imagined``): a new
 layout for the price of two pictures, where an episode shows one. ``close`` and ``moments`` make
 sure that enough of both are about an object near the tool, where a policy has to be exact.
 """

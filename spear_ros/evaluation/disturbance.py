@@ -61,6 +61,11 @@ class DemonstrationSettings:
             raise UserError(f'relabel = {self.relabel} must lie between 0 and 10.')
         if not 0 <= self.imagined <= 10:
             raise UserError(f'imagined = {self.imagined} must lie between 0 and 10.')
+        if self.moments and not self.imagined:
+            raise UserError(
+                f'moments = {self.moments} is a share of the imagined tables, and imagined = 0; '
+                'set imagined to 4, or leave moments out.'
+            )
 
     @property
     def pictures(self) -> PictureSettings:

@@ -150,7 +150,7 @@ class Lockstep:
         self.run(0.5)
 
     def _forget_effort(self) -> None:
-        """What the driver does at every disarming and reset."""
+        """As the driver does; somebody has freed the arm."""
         if self._effort is not None:
             self._effort = EffortGuard(self._effort.limits_ma, self._effort.time_s)
             self._tell_status(self.now_ns())

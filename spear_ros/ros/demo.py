@@ -157,6 +157,7 @@ class _Demo:
         self.first_episode_s = math.nan
 
     def run(self) -> list[Episode]:
+        """Play every episode of every policy."""
         episodes = []
         for i, run in enumerate(self._options.runs):
             specs = _specs(self._options, run)
@@ -173,6 +174,7 @@ class _Demo:
         return episodes
 
     def write(self, episodes: list[Episode], memory_mb: dict[str, float]) -> None:
+        """Say the table and write pictures, video and metrics."""
         out = self._options.out
         self._frames.write_video(out / 'demo.webm', 1 / _FRAME_PERIOD_S)
         self._frames.write_sheet(out / 'demo.png')

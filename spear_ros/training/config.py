@@ -166,6 +166,7 @@ class VlaDataConfig:
     For shards of ``spear demonstrations --relabel``; needs ``resident``."""
     threads: int = 2
     open_shards: int = 8
+    """Of shards on disk; ``resident`` data is mixed as a whole."""
 
     def __post_init__(self) -> None:
         for name in ('hide_wrist', 'jitter'):

@@ -249,7 +249,7 @@ def moge_tiny() -> MogeTrainConfig:
 
 
 def spear_tiny_cpu() -> VlaConfig:
-    """spear_tiny for 80 minutes on two cores: 3.5 M parameters, small pictures, float32 (CPUs
+    """spear_tiny for 80 minutes on two cores: 3.9 M parameters, small pictures, float32 (CPUs
     without bfloat16 arithmetic emulate it slowly), five instructions a picture."""
     start = spear_tiny()
     model = Spear1Config.named(

@@ -193,6 +193,12 @@ def test_a_position_of_another_run_names_the_field(change, field):
         other.load_state_dict(state)
 
 
+def test_a_position_of_an_older_version_says_how_to_go_on():
+    sampler = MixtureSampler(mix(a=1.0), DATA, seed=0)
+    with pytest.raises(UserError, match=r'format is 1, .*start a new run with init=EXPORT'):
+        sampler.load_state_dict({**sampler.state_dict(), 'format': 1})
+
+
 def test_a_position_of_other_data_is_refused():
     state = MixtureSampler(mix(a=1.0), DATA, seed=0).state_dict()
     grown = {'a': FakeDataset('a', [5, 7, 4])}

@@ -231,7 +231,7 @@ def test_what_the_fingers_hold_is_imagined_in_them(parts):
 def test_an_object_that_was_shot_off_the_table_is_noticed(p, lost):
     T = np.eye(4)
     T[:3, 3] = p
-    assert off_table('widowx', {'blue_cube': np.eye(4) + 0.0, 'red_ball': T}) == lost
+    assert off_table('widowx', {'blue_cube': np.eye(4), 'red_ball': T}) == lost
 
 
 def test_nothing_is_kept_of_a_table_with_a_lost_object(parts):
@@ -255,6 +255,11 @@ def test_nothing_is_kept_of_a_table_with_a_lost_object(parts):
         assert all(
             abs(np.array(o.p_base)).max() < 1.0 for o in read_objects(sample.info['objects'])
         )
+
+
+def test_moments_without_imagined_tables_are_refused():
+    with pytest.raises(UserError, match=r'moments = 0\.6 .*imagined = 0; set imagined'):
+        DemonstrationSettings(moments=0.6)
 
 
 def test_an_imagined_scene_gives_everything_back(parts):

@@ -18,7 +18,7 @@ def tables(seed=0, families=('touch', 'push', 'pick', 'put'), **settings):
     gripper = get_gripper(get_robot('wx250s'), None)
     robot = with_home(get_robot('wx250s'), gripper)
     expert = Expert(robot, gripper, kinematics.forward(robot, robot.q_home_rad))
-    settings = DemonstrationSettings(families=families, **settings)
+    settings = DemonstrationSettings(families=families, imagined=1.0, **settings)
     return ImaginedTables('widowx', expert, settings, np.random.default_rng(seed)), expert
 
 
