@@ -30,6 +30,7 @@ from spear_ros.core.types import ActionChunk
 from spear_ros.robots.kinematics import forward, link_transforms
 from spear_ros.runtime.command_stage import Source
 from spear_ros.runtime.executor import ExecutorSettings
+from spear_ros.runtime.give_way import GiveWaySettings
 from spear_ros.runtime.safety import ChunkContext, SafetyGate, load_limits
 from spear_ros.runtime.state_machine import State
 
@@ -181,6 +182,7 @@ class Judge:
         self._last = None
         self._velocity = None
         self._source = None
+        self._drawn = self.drawn_commands = 0
         self._lower = np.array([j.lower_rad for j in rig.robot.joints])
         self._upper = np.array([j.upper_rad for j in rig.robot.joints])
         self._fast = np.array([j.velocity_rad_s for j in rig.robot.joints])
@@ -227,12 +229,16 @@ class Judge:
         speed = float(np.linalg.norm(v)) * dt / step
         self._expect(speed <= limits.hard.linear_m_s * TOLERANCE, f'speed {speed:.3f}', command)
         self._expect(w <= limits.hard.angular_rad_s * TOLERANCE, f'turning {w:.3f}', command)
-        if source is Source.PLAYER:
+        give_way = rig.executor._cycle.stage.give_way
+        drawn = give_way is not None and (give_way.gives_way or bool(give_way.pushing))
+        self._drawn = 3 if drawn else max(0, self._drawn - 1)  # differences look three back
+        if source is Source.PLAYER and not self._drawn:
             nominal = limits.nominal
             self._expect(speed <= nominal.linear_m_s * TOLERANCE, f'nominal {speed:.3f}', command)
             self._expect(w <= nominal.angular_rad_s * TOLERANCE, f'nominal turn {w:.3f}', command)
+        self.drawn_commands += drawn
         regular = dt <= 1.5e-9 * rig.period_ns
-        if self._velocity is not None and regular and source is Source.PLAYER:
+        if self._velocity is not None and regular and source is Source.PLAYER and not self._drawn:
             v0, dt0, source0 = self._velocity
             if source0 is Source.PLAYER:
                 a = float(np.linalg.norm(v - v0)) / (0.5 * (dt + dt0))
@@ -241,7 +247,8 @@ class Judge:
         self._velocity = (v, dt, source) if regular else None
         steady = source is Source.PLAYER and self._source is Source.PLAYER
         self._source = source
-        if command.stamp_ns - 2 * rig.period_ns > self.expiry_ns and steady:
+        pushing = give_way is not None and bool(give_way.pushing)
+        if command.stamp_ns - 2 * rig.period_ns > self.expiry_ns and steady and not pushing:
             self._expect(speed < 1e-9 and w < 1e-6, f'moves past expiry {speed:.4f}', command)
 
     def _expect(self, good: bool, what: str, command) -> None:
@@ -252,6 +259,10 @@ class Judge:
 def storm(rig: Rig, rng: np.random.Generator) -> None:
     """One random disturbance, rarely."""
     executor = rig.executor
+    give_way = executor._cycle.stage.give_way
+    if give_way is not None and rng.random() < 0.5:
+        pushes = rng.random() < 0.7 * (rig.now_ns // 3_000_000_000 % 2)  # 3 s free, 3 s in contact
+        executor.on_efforts(rig.now_ns, rng.normal(0, 1500.0 if pushes else 200.0, 6))
     dice = rng.random()
     if dice < 0.002:
         rig.send_joints = rig.send_gripper = rig.send_policy = rig.send_driver = True
@@ -282,7 +293,11 @@ def storm(rig: Rig, rng: np.random.Generator) -> None:
 def fuzz_executor(n: int, seed: int, robot: str) -> dict:
     """Part 2: ``n`` chunks into one executor that ticks at 100 Hz."""
     rng = np.random.default_rng(seed)
-    rig = Rig(robot, ExecutorSettings(control_rate_hz=100.0, home_opens_gripper=True))
+    give_way = GiveWaySettings(soft_effort=(750.0,) * 6) if robot == 'wx250s' else None
+    rig = Rig(
+        robot,
+        ExecutorSettings(control_rate_hz=100.0, home_opens_gripper=True, give_way=give_way),
+    )
     rig.ready()
     judge = Judge(rig)
     states: Counter[str] = Counter()
@@ -328,6 +343,7 @@ def fuzz_executor(n: int, seed: int, robot: str) -> dict:
         'accepted': accepted,
         'ticks': ticks,
         'commands': sum(judge.sources.values()),
+        'drawn_back': judge.drawn_commands,
         'unsafe': len(judge.unsafe),
         'examples': judge.unsafe[:5],
         'sources': dict(judge.sources),

@@ -1,10 +1,12 @@
 """SPEAR-VLM against itself without depth, against random pixels, and against no picture at all.
 
     OMP_NUM_THREADS=1 python benchmarks/vlm_ablation.py --folder DIR --moge MOGE_EXPORT \\
-        [--scenes 3500] [--seeds 3] [--minutes 9]
+        [--init models/spear_tiny] [--scenes 3500] [--seeds 3] [--minutes 9]
 
 Every arm starts from one base that knows places in the picture but no depth (as PaliGemma does
-before its 3D training), has the same network, the same number of samples and the same optimiser:
+before its 3D training), has the same network, the same number of samples and the same optimiser.
+``--init`` is what the base starts from, and whose sizes and tokenizer all have: without it the base
+has to learn in minutes what an object is. The arms:
 
 - ``full``: questions about objects, frozen depth branch of ``moge_tiny``;
 - ``no_depth``: the same without the depth branch;
@@ -23,6 +25,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import _vlm_scenes as scenes
@@ -32,6 +35,7 @@ from _machine import machine
 
 from spear_ros.annotation.metrics import Judged, constant_answers, score
 from spear_ros.annotation.questions import TEMPLATES
+from spear_ros.checkpoints.spear1 import read_config
 from spear_ros.cli.vlm_checkpoint import answer_all, judge, open_vlm
 from spear_ros.processing.small_tokenizer import build_small_tokenizer
 from spear_ros.processing.tokens import TextTokenizer
@@ -69,46 +73,68 @@ def tokenizer(folder):
     return path
 
 
-def train(folder, settings):
+def recipe(start):
+    """The recipe of every run; with the sizes of ``start`` where there is one."""
+    found = find_recipe('vlm', 'spear_vlm_ablation')
+    if not start:
+        return found
+    # Its tokenizer spells the longer words of the questions letter by letter.
+    data = replace(found.data, text_length=112)
+    optimizer = replace(found.optimizer, learning_rate=0.5 * found.optimizer.learning_rate)
+    return replace(found, model=read_config(start).model, data=data, optimizer=optimizer)
+
+
+def train(folder, settings, start):
     """Run (or go on with) one training; return its export and the CPU seconds of this call."""
     started = time.process_time()
     if not (folder / 'export' / 'config.json').exists():
-        config = change(find_recipe('vlm', 'spear_vlm_ablation'), settings)
+        config = change(recipe(start), settings)
         assert Trainer(VlmTask(config, folder), folder, Place()).run().finished
     return folder / 'export', time.process_time() - started
 
 
-def make_plan(folder, minutes, batch, moge):
+def make_plan(folder, minutes, batch, moge, start):
     """Steps of every run, from the CPU time of some steps of the full arm; made once."""
     path = folder / 'plan.json'
+    name = str(start or '')
     if not path.exists():
         seconds = []
         for steps in (4, 16):
             with tempfile.TemporaryDirectory() as place:
                 settings = [
                     f'data.questions={folder / "data" / "train"}', f'batch_size={batch}',
-                    f'tokenizer={tokenizer(folder)}', f'steps={steps}', 'device=cpu',
+                    *tokens_of(folder, start), f'steps={steps}', 'device=cpu',
                     'optimizer.warmup_steps=1', *([f'moge={moge}'] if moge else []),
                 ]  # fmt: skip
-                seconds.append(train(Path(place), settings)[1])
+                seconds.append(train(Path(place), settings, start)[1])
         step_s = (seconds[1] - seconds[0]) / 12
-        plan = {'steps': max(100, int(60 * minutes / step_s)), 'batch': batch, 'step_s': step_s}
+        steps = max(100, int(60 * minutes / step_s))
+        plan = {'steps': steps, 'batch': batch, 'step_s': step_s, 'init': name}
         path.write_text(json.dumps(plan))
-    return json.loads(path.read_text())
+    plan = json.loads(path.read_text())
+    if plan.get('init', '') != name:
+        raise SystemExit(f'{path}: init is "{plan["init"]}" there; choose another --folder.')
+    return plan
 
 
-def make_base(folder, steps, batch):
+def tokens_of(folder, start):
+    """The setting that names the tokenizer, for a training from fresh weights or from ``start``."""
+    return [f'init={start}'] if start else [f'tokenizer={tokenizer(folder)}']
+
+
+def make_base(folder, steps, batch, start):
     """The start of every arm: places in two dimensions, without depth."""
     export, cpu_s = train(
         folder / 'runs' / 'base',
         [
             f'data.questions={folder / "data" / "train_places"}',
-            f'tokenizer={tokenizer(folder)}',
+            *tokens_of(folder, start),
             'depth_branch=absent',
             f'steps={steps}',
             f'batch_size={batch}',
             'device=cpu',
         ],
+        start,
     )
     path = folder / 'results' / 'base.json'
     if not path.exists():
@@ -148,7 +174,8 @@ def run_arm(folder, arm, seed, base, moge, plan):
     ]  # fmt: skip
     if arm != 'no_depth':
         settings.append(f'moge={moge}')
-    export, cpu_s = train(folder / 'runs' / f'{arm}-{seed}', settings)
+    start = Path(plan['init']) if plan['init'] else None
+    export, cpu_s = train(folder / 'runs' / f'{arm}-{seed}', settings, start)
     started = time.process_time()
     result = {'arm': arm, 'seed': seed, 'steps': steps, 'pictures': steps * batch, 'cpu_s': cpu_s,
               **judge_arm(folder, export, arm)}  # fmt: skip
@@ -269,6 +296,7 @@ def main():
     parser.add_argument(
         '--moge', type=Path, help='export of moge_tiny; without it no arm has depth'
     )
+    parser.add_argument('--init', type=Path, help='checkpoint that the base starts from')
     parser.add_argument('--scenes', type=int, default=3500)
     parser.add_argument('--held-out', type=int, default=300)
     parser.add_argument('--minutes', type=float, default=9.0, help='CPU time of each training')
@@ -285,8 +313,9 @@ def main():
             print(scenes.write_questions(args.folder / 'data'))
         if args.only == 'data':
             return
-        plan = make_plan(args.folder, args.minutes, args.batch, args.moge)
-        base = make_base(args.folder, int(args.base_factor * plan['steps']), plan['batch'])
+        plan = make_plan(args.folder, args.minutes, args.batch, args.moge, args.init)
+        steps = int(args.base_factor * plan['steps'])
+        base = make_base(args.folder, steps, plan['batch'], args.init)
         arms = [a for a in ARMS if args.only in ('', a) and (args.moge or a == 'no_depth')]
         for seed in range(args.seeds if args.only != 'base' else 0):
             for arm in arms:

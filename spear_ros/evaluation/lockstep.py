@@ -23,6 +23,7 @@ from spear_ros.runtime.effort_guard import (
 )
 from spear_ros.runtime.executor import Executor
 from spear_ros.runtime.executor_types import Command, DriverState, ExecutorSettings, PolicyHealth
+from spear_ros.runtime.give_way import GIVE_WAY_SHARE, GiveWaySettings
 from spear_ros.runtime.observation_buffer import ObservationBuffer
 from spear_ros.runtime.observation_config import InputProblem, ObservationConfig
 from spear_ros.runtime.safety import SafetyLimits
@@ -37,6 +38,7 @@ START_NS = 1_000_000_000_000
 """Simulated clocks start well away from zero, as real ones do."""
 WIDOWX_PROFILE_MS = (50.0, 20.0)
 """``set_operating_modes(group, arm, position, time, 50, 20)`` for commands at 25 Hz."""
+WIDOWX_GIVES_WAY = GiveWaySettings.below(WIDOWX_EFFORT_LIMITS_MA, GIVE_WAY_SHARE)
 PERSON_WAITS_S = 30.0
 """How long an operator would wait for arm or home in simulated time."""
 
@@ -77,9 +79,10 @@ class Lockstep:
             raise UserError(f'latency_s = {latency_s} must lie between 0 and 1 s.')
         self.world, self.policy = world, policy
         self.info = policy.describe()
-        self.executor = Executor(
-            world.robot, limits, self.now_ns, settings or ExecutorSettings(), self.now_ns
-        )
+        settings = settings or ExecutorSettings()
+        if settings.give_way is None and world.robot.family == 'widowx':
+            settings = replace(settings, give_way=WIDOWX_GIVES_WAY)
+        self.executor = Executor(world.robot, limits, self.now_ns, settings, self.now_ns)
         self.stats = ChunkStats()
         self.rendered: dict[str, ImageArray] = {}
         """The newest picture of each camera that the policy looks at."""
@@ -190,6 +193,7 @@ class Lockstep:
         world = self.world
         q = world.q_rad
         self.executor.on_joints(now, now, world.robot.joint_names, q)
+        self.executor.on_efforts(now, world.effort)
         self.executor.on_gripper(now, now, world.gripper_opening)
         # Between episodes somebody frees the arm by hand; here it drives home unguarded.
         if self._effort is not None and self._instruction_id:

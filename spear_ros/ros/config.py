@@ -15,6 +15,7 @@ from spear_ros.core.errors import UserError
 from spear_ros.core.resources import share_file
 from spear_ros.core.types import EXTERNAL, WRIST
 from spear_ros.runtime.effort_guard import WIDOWX_EFFORT_LIMITS_MA, WIDOWX_EFFORT_TIME_S
+from spear_ros.runtime.give_way import GIVE_WAY_SHARE, GiveWaySettings
 
 GripperName = Literal['franka_hand', 'robotiq_2f85', 'widowx']
 
@@ -229,6 +230,8 @@ class WidowxDriverConfig:
     effort_limits_ma: tuple[float, ...] = WIDOWX_EFFORT_LIMITS_MA
     effort_time_s: float = WIDOWX_EFFORT_TIME_S
     """The limit counts when it is exceeded for this long."""
+    give_way_share: float = GIVE_WAY_SHARE
+    """Of the limits: a joint that pushes more draws its target back; 0: none does."""
     error_register: str = 'Hardware_Error_Status'
     error_poll_hz: float = 1.0
     service_timeout_s: float = 5.0
@@ -238,6 +241,7 @@ class WidowxDriverConfig:
         _within('profile_velocity_ms', self.profile_velocity_ms, 20, 2000)
         _within('profile_acceleration_ms', self.profile_acceleration_ms, 0, 1000)
         _within('effort_time_s', self.effort_time_s, 0.0, 1.0)
+        _within('give_way_share', self.give_way_share, 0.0, 1.0)
         _within('error_poll_hz', self.error_poll_hz, 0.1, 5.0)
         _within('service_timeout_s', self.service_timeout_s, 0.5, 30.0)
         if 2 * self.profile_acceleration_ms > self.profile_velocity_ms:
@@ -245,6 +249,11 @@ class WidowxDriverConfig:
                 f'profile_acceleration_ms = {self.profile_acceleration_ms} is more than half of '
                 f'profile_velocity_ms = {self.profile_velocity_ms}; the motor refuses that.'
             )
+
+    @property
+    def give_way(self) -> GiveWaySettings | None:
+        """What the executor is told; None where no joint gives way."""
+        return GiveWaySettings.below(self.effort_limits_ma, self.give_way_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

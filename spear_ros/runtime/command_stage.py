@@ -20,6 +20,7 @@ from spear_ros.robots.kinematics import IkResult, InverseKinematics, chain_of
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.runtime.chunk_player import ChunkPlayer, PlayerSample, PlayerSettings
 from spear_ros.runtime.executor_types import Command
+from spear_ros.runtime.give_way import GiveWay, Leave
 from spear_ros.runtime.joint_motion import JointBrake, JointMove
 from spear_ros.runtime.safety import GAP_PERIODS, Rejection, SafetyGate, SafetyLimits, SentCommand
 
@@ -58,7 +59,7 @@ class CommandStage:
     ) -> None:
         self._gate = gate
         self._period_ns = round(period_s * 1e9)
-        self._chain = chain_of(robot)
+        self._chain, self._names = chain_of(robot), robot.joint_names
         self._ik = InverseKinematics(robot, max_iterations=_IK_ITERATIONS)
         self.player = ChunkPlayer(
             limits.nominal, PlayerSettings(gap_s=GAP_PERIODS * period_s), speed_scale
@@ -72,6 +73,8 @@ class CommandStage:
         self.move: JointMove | None = None
         self.sent: SentCommand | None = None
         self.sample: PlayerSample | None = None
+        self.give_way: GiveWay | None = None
+        """Draws the player's targets back where the arm pushes; None: a compliant arm."""
 
     # -------------------------------------------------------------------------------------- actions
 
@@ -79,6 +82,11 @@ class CommandStage:
     def source(self) -> Source:
         """What the target comes from."""
         return self._source
+
+    @property
+    def giving_way(self) -> str:
+        """Which joints push too hard in this period; '' = none."""
+        return '' if self.give_way is None else self.give_way.text(self._names)
 
     @property
     def q_target(self) -> FloatArray:
@@ -90,6 +98,8 @@ class CommandStage:
         self._q_anchor = np.array(q_measured)
         self.player.reset(self._chain.links(self._q_anchor)[-1], None, now_ns)
         self._source, self.sent, self.sample = Source.PLAYER, None, None
+        if self.give_way is not None:
+            self.give_way.clear()
 
     def follow(self, chunk: ActionChunk, segment_rates: tuple[float, ...], now_ns: int) -> None:
         """Follow a chunk that the gate has accepted; only while :meth:`may_follow`."""
@@ -143,7 +153,7 @@ class CommandStage:
     # ------------------------------------------------------------------------------------- commands
 
     def produce(
-        self, now_ns: int, q_measured: FloatArray | None
+        self, now_ns: int, q_measured: FloatArray | None, leave: Leave = Leave.BOTH
     ) -> tuple[Command | None, Rejection | None]:
         """Compute, judge and record the command of this period.
 
@@ -151,6 +161,7 @@ class CommandStage:
             now_ns: time of the command.
             q_measured: (n,) pull for the redundant direction, so that the joints that are judged
                 stay those that the robot has; None = the rest pose.
+            leave: what an arm that pushes may do about it.
 
         Returns:
             The command to send (None: nothing is to be sent) and why a better one was refused.
@@ -160,6 +171,9 @@ class CommandStage:
         if self.sent is not None and now_ns <= self.sent.stamp_ns:
             return self._repeat(now_ns), None
         result, why = self._candidate(now_ns, q_measured), None
+        if self.give_way is not None and self._source is Source.PLAYER:
+            assert result is not None
+            result = self._drawn_back(self.give_way, now_ns, result, q_measured, leave)
         if result is not None:
             why = self._gate.check_command(now_ns, result, self.sent)
         if why is not None and self._source in (Source.PLAYER, Source.MOVE) and self.sent:
@@ -199,6 +213,30 @@ class CommandStage:
             assert self._brake is not None
             return self._exact(self._brake.at(now_ns))
         return None
+
+    def _drawn_back(
+        self,
+        give_way: GiveWay,
+        now_ns: int,
+        result: IkResult,
+        q_measured: FloatArray | None,
+        leave: Leave,
+    ) -> IkResult:
+        """The player's target with the joints that push drawn back; judged as it will be sent."""
+        sent = self.sent
+        if not result.converged:
+            return result
+        q = result.q_rad + give_way.offset_rad
+        if sent is not None and q_measured is not None:
+            last = sent.q_rad, sent.dq_rad_s
+            q = give_way.update(now_ns, result.q_rad, last, q_measured, leave)
+        if not give_way.gives_way:
+            return result
+        # The way from the solver's pose to the asked one is kept, as it is without giving way.
+        rest = np.linalg.solve(self._chain.links(result.q_rad)[-1], result.links[-1])
+        drawn = self._exact(q)
+        drawn.links[-1] = drawn.links[-1] @ rest
+        return drawn
 
     def _exact(self, q: FloatArray) -> IkResult:
         return IkResult(q, True, 0.0, 0.0, 0, self._chain.links(q))
@@ -251,3 +289,5 @@ class CommandStage:
             return
         self.player.settle(self.sent.T_base_ee, now_ns)
         self._source = Source.PLAYER
+        if self.give_way is not None:
+            self.give_way.clear()

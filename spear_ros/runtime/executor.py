@@ -97,6 +97,13 @@ class Executor:
         with self._lock:
             self._cycle.inputs.on_gripper(stamp_ns, received_ns, opening)
 
+    def on_efforts(self, received_ns: int, efforts: FloatArray) -> None:
+        """Take measured efforts (n,), base to wrist, of an arm that may give way."""
+        give_way = self._cycle.stage.give_way
+        if give_way is not None:
+            with self._lock:
+                give_way.on_efforts(received_ns, efforts)
+
     def on_driver(self, state: DriverState) -> None:
         """Take what the driver adapter knows; at least at 10 Hz."""
         with self._lock:
@@ -296,7 +303,7 @@ class Executor:
                 chunks_rejected=intake.rejected,
                 last_reject_reason=reject.reason if reject else Reason.NONE,
                 last_reject_text=reject.text if reject else '',
-                progress=cycle.progress,
+                progress=cycle.progress or cycle.stage.giving_way,
                 command_interval_p50_ms=interval[0],
                 command_interval_p99_ms=interval[1],
                 first_command_age_p50_ms=first[0],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from spear_ros.core.errors import UserError
 from spear_ros.core.reasons import Reason
 from spear_ros.core.types import FloatArray
+from spear_ros.runtime.give_way import GiveWaySettings
 from spear_ros.runtime.state_machine import State
 
 
@@ -95,6 +96,8 @@ class ExecutorSettings:
     """Publishers on the command topic, ourselves included; 0 = not judged."""
     home_opens_gripper: bool = True
     """Open the gripper once the start pose is reached: episodes start open."""
+    give_way: GiveWaySettings | None = None
+    """For a stiff arm that reports its efforts; None: its targets are sent as they are."""
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.speed_scale <= 1.0:
@@ -134,6 +137,7 @@ class ExecutorSnapshot:
     last_reject_reason: Reason
     last_reject_text: str
     progress: str
+    """Of home and recover; otherwise where the arm gives way."""
     command_interval_p50_ms: float
     command_interval_p99_ms: float
     first_command_age_p50_ms: float

@@ -14,6 +14,8 @@ if not all(importlib.util.find_spec(name) for name in ('mujoco', 'rtbdata')):
 from spear_ros.evaluation.lockstep import Lockstep
 from spear_ros.evaluation.rollouts import RolloutConfig, roll_out, run_episode, swapped
 from spear_ros.policies.registry import create_policy
+from spear_ros.runtime.executor_types import ExecutorSettings
+from spear_ros.runtime.give_way import GiveWaySettings
 from spear_ros.runtime.safety import load_limits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.tasks import VALIDATION_SEEDS
@@ -134,6 +136,36 @@ def test_a_widowx_that_pushes_too_hard_is_stopped_as_its_driver_would_and_starts
     assert 'shoulder pushes' in snapshot.text
     system._effort.limits_ma = allowed
     assert run_episode(system, 'touch', SEED, config).success
+
+
+def pressing(chunk):
+    """Straight down for ever, as a policy goes that has lost its way."""
+    steps = np.arange(1, len(chunk.p_base_ee) + 1)[:, None]
+    chunk.p_base_ee[:] = chunk.anchor_p + steps * np.array([0.0, 0.0, -0.015])
+    chunk.p_base_ee[:, 2] = np.maximum(chunk.p_base_ee[:, 2], -0.008)  # where the workspace ends
+    chunk.q_base_ee[:] = chunk.anchor_q
+    return chunk
+
+
+@pytest.mark.parametrize('gives_way', [True, False])
+def test_a_policy_that_presses_on_the_table_stops_an_arm_only_if_it_does_not_give_way(gives_way):
+    world, policy, limits = build('wx250s')
+    stiff = GiveWaySettings(soft_effort=(1e9,) * 6)
+    settings = ExecutorSettings(give_way=None if gives_way else stiff)
+    system = Lockstep(world, Bent(policy, pressing, after=0), limits, settings=settings)
+    scene = world.reset_scene(SEED, 'touch')
+    assert not system.arm_and_home()
+    system.set_instruction(scene.instruction)
+    told = ''
+    for _ in range(500):
+        system.run(0.01)
+        told = told or system.executor.snapshot().progress
+    state = system.executor.snapshot()
+    if gives_way:
+        assert state.state == State.RUNNING, state.text
+        assert 'pushes with' in told
+    else:
+        assert (state.state, state.reason) == (State.FAULT, Reason.MOTOR_ERROR)
 
 
 def test_swapped_instructions_are_followed_by_the_expert():

@@ -34,6 +34,10 @@ class StateSink(Protocol):
         """Take the arm's joint positions as the message has them, names included."""
         ...
 
+    def on_efforts(self, received_ns: int, efforts: FloatArray) -> None:
+        """Take the arm's efforts (n,), base to wrist, in the unit of its joint states."""
+        ...
+
     def on_gripper(self, stamp_ns: int, received_ns: int, opening: float) -> None:
         """Take the gripper's opening: 1 = open, 0 = closed."""
         ...

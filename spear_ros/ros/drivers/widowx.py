@@ -190,3 +190,4 @@ class WidowxDriver:
         if len(message.effort) == len(message.name) and all(n in index for n in self._names):
             efforts = [message.effort[index[name]] for name in self._names]
             self._effort.update(self._names, efforts, now_s)
+            self._sink.on_efforts(now, np.asarray(efforts, float))

@@ -87,6 +87,7 @@ class ExecutorNode(AutostartNode):
                 arm_max_age_s=self._config.arm.max_age_s,
                 gripper_max_age_s=self._config.gripper_state.max_age_s,
                 require_policy=parameters.require_policy,
+                give_way=None if self._config.widowx is None else self._config.widowx.give_way,
             ),
             None if self.get_parameter('use_sim_time').value else time.monotonic_ns,
         )

@@ -34,10 +34,13 @@ SETUPS = {
 
 class Sink:
     def __init__(self):
-        self.joints, self.opening = None, None
+        self.joints, self.opening, self.efforts = None, None, None
 
     def on_joints(self, stamp_ns, received_ns, names, q):
         self.joints = dict(zip(names, q, strict=True))
+
+    def on_efforts(self, received_ns, efforts):
+        self.efforts = efforts
 
     def on_gripper(self, stamp_ns, received_ns, opening):
         self.opening = opening
@@ -203,6 +206,8 @@ def test_widowx_motor_error_and_overload(rig):
     rig.fault('overload')
     rig.until(lambda: rig.report.reason == Reason.MOTOR_ERROR, 'MOTOR_ERROR of the guard')
     assert 'shoulder' in rig.report.text
+    assert rig.sink.efforts.shape == (6,)
+    assert rig.sink.efforts[rig.spec.joint_names.index('shoulder')] == 2500.0
     rig.fault('clear overload')
     threading.Event().wait(0.3)
     assert rig.driver.recover(lambda text: None).reason == Reason.NONE

@@ -159,6 +159,23 @@ def test_a_pause_of_this_process_is_no_silence_of_xs_sdk():
     assert 'is silent' in report.text
 
 
+def test_efforts_of_the_widowx_reach_the_executor_base_to_wrist_in_any_order_of_the_message():
+    pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
+    stamp, heard = SimpleNamespace(nanoseconds=7), []
+    node = SimpleNamespace(get_clock=lambda: SimpleNamespace(now=lambda: stamp))
+    spec = get_robot('wx250s')
+    driver = WidowxDriver(node, spec, load_robot_config('widowx'), lambda: 1.0)
+    driver._sink = SimpleNamespace(
+        on_joints=lambda *_: None,
+        on_gripper=lambda *_: None,
+        on_efforts=lambda now, efforts: heard.append((now, efforts.tolist())),
+    )
+    names = ['left_finger', *reversed(spec.joint_names)]
+    driver._on_joints(joint_state_msg(0, names, [0.02] * 7, (), [9.0, 6, 5, 4, 3, 2, 1]))
+    driver._on_joints(joint_state_msg(0, names, [0.02] * 7))  # no efforts: nothing to say
+    assert heard == [(7, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]
+
+
 def test_error_register_is_spelled_out():
     assert error_text(0) == ''
     assert error_text(0b100100) == 'overheating, overload'

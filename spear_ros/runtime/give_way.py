@@ -1,0 +1,157 @@
+"""Lets a stiff arm give way where it pushes, before the guard on its motor currents has to stop it.
+
+A position-controlled servo turns the distance between target and measured joint into current. Where
+the fingers meet a table or an object from above, a target a centimetre inside of it is a stall
+current within a tenth of a second. Here the target of a joint that pushes with more than its soft
+effort is drawn back towards where the joint is, so far that the soft effort remains, and comes back
+as soon as nothing is pushed. The arm's guard (:mod:`spear_ros.runtime.effort_guard`) stays what
+stops the arm when giving way was not enough.
+
+No stiffness has to be known: of a servo whose effort follows its error, the share ``soft / effort``
+of the error is the one that leaves the soft effort.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+
+from spear_ros.core.types import FloatArray
+
+GIVE_WAY_SHARE = 0.75
+"""Of the limits of an arm's effort guard, where a joint begins to give way."""
+_MIX = 0.8
+"""Share of the computed step that is taken per period: command and measurement are each a period
+late, and a whole step would overshoot."""
+_NOTHING_RAD = 1e-7
+_NO_EFFORT = 1e-3
+"""Of the soft effort: below this share nothing is pushed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GiveWaySettings:
+    """How much and how fast."""
+
+    soft_effort: tuple[float, ...]
+    """Per joint, in the unit of the arm's joint states (WidowX: mA), above which it gives way."""
+    unit: str = 'mA'
+    most_rad: float = 0.12
+    """Largest distance by which a target is drawn back: an effort that is reported wrongly, or a
+    weight in the fingers, cannot let the arm sink further."""
+    back_rad_s: float = 0.6
+    forth_rad_s: float = 0.3
+    """Fastest drawing back, and fastest return."""
+    acceleration_rad_s2: float = 15.0
+    """Of a target that is drawn back: what the limits call nominal."""
+    max_age_s: float = 0.1
+    """Older efforts say nothing: what is drawn back stays as it is."""
+
+    @classmethod
+    def below(cls, limits: tuple[float, ...], share: float) -> 'GiveWaySettings | None':
+        """Giving way at a share of the limits of the arm's effort guard; share 0: None."""
+        return cls(soft_effort=tuple(share * v for v in limits)) if share > 0.0 else None
+
+
+class Leave(Enum):
+    """What an arm that pushes may do, which follows from what it is doing."""
+
+    BOTH = auto()
+    """A chunk is followed: draw back, and return."""
+    BACK = auto()
+    """Nothing is followed: draw back where it pushes, else stand."""
+    NONE = auto()
+    """A fault: nothing moves by itself any more."""
+
+
+class GiveWay:
+    """The distance (n,) that is added to the joint targets of a stiff arm.
+
+    Args:
+        settings: see :class:`GiveWaySettings`.
+        period_s: nominal control period.
+    """
+
+    def __init__(self, settings: GiveWaySettings, period_s: float) -> None:
+        self._settings, self._period_s = settings, period_s
+        self._soft = np.array(settings.soft_effort)
+        self._effort: FloatArray | None = None
+        self._heard_ns = 0
+        self.clear()
+
+    @property
+    def gives_way(self) -> bool:
+        """Some target is drawn back."""
+        return bool(self.offset_rad.any())
+
+    def on_efforts(self, received_ns: int, efforts: FloatArray) -> None:
+        """Take measured efforts (n,), base to wrist; what is not finite was not measured."""
+        if efforts.shape == self._soft.shape and np.isfinite(efforts).all():
+            self._effort, self._heard_ns = efforts, received_ns
+
+    def clear(self) -> None:
+        """The targets start anew from where the arm was told to be."""
+        self.offset_rad: FloatArray = np.zeros(len(self._soft))
+        self.pushing: tuple[int, ...] = ()
+
+    def text(self, names: Sequence[str]) -> str:
+        """What to tell the operator: which joints push now; '' = none."""
+        effort = self._effort
+        if effort is None or not self.pushing:
+            return ''
+        told = ', '.join(
+            f'{names[i]} pushes with {abs(effort[i]):.0f} {self._settings.unit} (soft limit '
+            f'{self._soft[i]:.0f})'
+            for i in self.pushing
+        )
+        return f'gives way: {told}.'
+
+    def update(
+        self,
+        now_ns: int,
+        q_asked: FloatArray,
+        sent: tuple[FloatArray, FloatArray],
+        q: FloatArray,
+        leave: Leave = Leave.BOTH,
+    ) -> FloatArray:
+        """Return the joint targets (n,) of this period: ``q_asked``, or drawn back from it.
+
+        While a joint pushes too hard the whole arm stands still: a wrist that is stuck is pushed by
+        every other joint that goes on.
+
+        Args:
+            now_ns: time of the command.
+            q_asked: (n,) targets as they would be without giving way.
+            sent: targets (n,) of the period before, and their speed (n,) in rad/s.
+            q: (n,) where the joints are measured.
+            leave: what it may do.
+        """
+        settings, effort = self._settings, self._effort
+        stale = now_ns - self._heard_ns > settings.max_age_s * 1e9
+        if effort is None or stale or leave is Leave.NONE:
+            self.pushing = ()
+            return q_asked + self.offset_rad
+        q_sent, dq_sent = sent
+        dt, old = self._period_s, self.offset_rad
+        error = q_sent - q
+        share = self._soft / np.maximum(abs(effort), _NO_EFFORT * self._soft)
+        step = _MIX * error * (share - 1.0)
+        # An effort against the error (a brake, gravity) is none that the target causes.
+        pushes = effort * error > 0.0
+        drawn = pushes & (share < 1.0)
+        self.pushing = tuple(np.flatnonzero(drawn).tolist())
+        if not self.pushing and (leave is Leave.BACK or not old.any()):
+            return q_asked + old if old.any() else q_asked
+        if self.pushing:
+            most = settings.back_rad_s * dt
+            target = q_sent + np.where(drawn, np.clip(step, -most, most), 0.0)
+        else:
+            # Back to what is asked; where that pushes again, only as far as there is room.
+            most = settings.forth_rad_s * dt
+            way = np.where(pushes & (error * old < 0.0), np.minimum(abs(step), most), most)
+            target = q_asked + np.sign(old) * np.maximum(abs(old) - way, 0.0)
+        change = settings.acceleration_rad_s2 * dt
+        speed = np.clip((target - q_sent) / dt, dq_sent - change, dq_sent + change)
+        offset = np.clip(q_sent + dt * speed - q_asked, -settings.most_rad, settings.most_rad)
+        self.offset_rad = np.where(abs(offset) < _NOTHING_RAD, 0.0, offset)
+        return q_asked + self.offset_rad
