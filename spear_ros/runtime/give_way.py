@@ -24,6 +24,9 @@ GIVE_WAY_SHARE = 0.75
 _MIX = 0.8
 """Share of the computed step that is taken per period: command and measurement are each a period
 late, and a whole step would overshoot."""
+_SLOW_SHARE = 0.3
+"""Of the soft effort: in contact, an arm within this share of it slows down."""
+_SLOWEST = 0.1
 _NOTHING_RAD = 1e-7
 _NO_EFFORT = 1e-3
 """Of the soft effort: below this share nothing is pushed."""
@@ -150,6 +153,10 @@ class GiveWay:
             most = settings.forth_rad_s * dt
             way = np.where(pushes & (error * old < 0.0), np.minimum(abs(step), most), most)
             target = q_asked + np.sign(old) * np.maximum(abs(old) - way, 0.0)
+            # Still in contact: the nearer to the soft effort, the slower the arm goes on. It does
+            # not stand, for the way may be the one that relieves the joint.
+            left = 1.0 - float((abs(effort) / self._soft)[pushes].max(initial=0.0))
+            target = q_sent + min(1.0, max(_SLOWEST, left / _SLOW_SHARE)) * (target - q_sent)
         change = settings.acceleration_rad_s2 * dt
         speed = np.clip((target - q_sent) / dt, dq_sent - change, dq_sent + change)
         offset = np.clip(q_sent + dt * speed - q_asked, -settings.most_rad, settings.most_rad)
