@@ -31,6 +31,7 @@ from spear_ros.inference.engine import (
 from spear_ros.processing.images import ImageSize, fit_image
 from spear_ros.processing.tokens import TextTokens
 
+DTYPES = {'bfloat16': torch.bfloat16, 'float32': torch.float32}
 ABOVE = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
 NOISE_LIMIT = {torch.bfloat16: 1.5, torch.float32: 3.0}
 """Engine's error over plain networks' error. In float32 both are rounding of the last digit, and
@@ -79,6 +80,7 @@ def parse():
     parser = argparse.ArgumentParser(description="the engine's accuracy")
     parser.add_argument('--size', default='spear1_tiny')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--dtype', choices=sorted(DTYPES), help='default: bfloat16, on a CPU float32')
     parser.add_argument('--inputs', type=int, default=0, help='default 100, on a CPU 8')
     parser.add_argument('--seconds', type=float, default=45.0, help='no new input after that')
     return parser.parse_args()
@@ -86,7 +88,7 @@ def parse():
 
 def measure(args, device):
     """Chunks of all programs for all inputs; the figures."""
-    dtype = dtype_of(device)
+    dtype = DTYPES[args.dtype] if args.dtype else dtype_of(device)
     model = build(args.size, dtype, device)
     exact = copy.deepcopy(model).to(ABOVE[dtype])
     exact.bake()
@@ -109,6 +111,7 @@ def measure(args, device):
         buckets.add((len(request.text.ids), request.wrist is not None))
     ratio = rms(fused) / max(rms(plain), 1e-12)
     return {
+        'dtype': str(dtype).removeprefix('torch.'),
         'inputs': len(fused),
         'of': count,
         'shapes': sorted(buckets),

@@ -1,11 +1,13 @@
 """A first ablation in the shape of the paper's Tables 1, 10 and 11, at a size that a CPU trains.
 
     python benchmarks/vla_ablation.py --out RUN --demonstrations DIR --validation DIR --moge DIR
-        [--vlm DIR] [--arms base,s3_mse] [--seeds 0,1,2] [--minutes 10] [--episodes 50]
+        [--start DIR] [--vlm DIR] [--arms base,s3_mse] [--seeds 0,1,2] [--minutes 10] [--episodes 50]
 
 One robot, touch and pick, the same data, scenes and number of updates for every arm; an arm differs
-from ``base`` (S3 path, cosine + geodesic loss, quantiles, MoGe frozen, fresh weights) in the one
-thing that it is named after. The number of updates is what the dearest arm manages in --minutes of
+from ``base`` (S3 path, cosine + geodesic loss, quantiles, MoGe frozen) in the one thing that it is
+named after. ``--start`` is what all arms but ``vlm`` start from and whose sizes all have, such as the
+base of ``vlm_ablation.py``, which has not heard of three dimensions; without it weights are fresh,
+and a few minutes are not enough to learn which word is which object. The number of updates is what the dearest arm manages in --minutes of
 CPU time, measured at the beginning and kept in RUN/plan.json. A run that is done is one file,
 RUN/results/ARM-SEED.json; the same command goes on with the others, and inside of a run where it
 was killed. Roll-outs are in lockstep on validation scenes: published figures of the bundled
@@ -19,13 +21,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from _machine import machine
 
+from spear_ros.checkpoints.spear1 import read_config
 from spear_ros.core.errors import UserError
 from spear_ros.data.shards import write_json
 from spear_ros.evaluation.intervals import wilson
@@ -37,6 +40,7 @@ from spear_ros.runtime.safety import load_limits
 from spear_ros.simulation.grippers import get_gripper
 from spear_ros.simulation.tasks import VALIDATION_SEEDS
 from spear_ros.simulation.world import World
+from spear_ros.training.config import VlaConfig
 from spear_ros.training.distributed import Place
 from spear_ros.training.logs import read_metrics
 from spear_ros.training.recipes import change, find_recipe
@@ -61,7 +65,7 @@ class Arm:
 
 ROTATION, NORMALISATION, DEPTH = 'Table 11, rotation', 'Table 10, normalisation', 'Table 1, 3D'
 ARMS = {
-    'base': Arm('all', 'S3, cosine + geodesic; quantiles; MoGe frozen; fresh weights'),
+    'base': Arm('all', 'S3, cosine + geodesic; quantiles; MoGe frozen; no SPEAR-VLM'),
     's3_mse': Arm(ROTATION, 'S3, MSE', ('model.flow.rotation_loss=mse',), 57.3),
     'linear_cos': Arm(ROTATION, 'linear, cosine', ('model.flow.rotation_path=linear',), 52.1),
     'linear_mse': Arm(
@@ -109,6 +113,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--demonstrations', nargs='+', required=True, help='shard folders')
     parser.add_argument('--validation', nargs='*', default=[], help='shards for open-loop errors')
     parser.add_argument('--moge', default='', help='export of moge_tiny')
+    parser.add_argument('--start', default='', help='checkpoint of all arms that name none')
     parser.add_argument('--vlm', default='', help='export of a SPEAR-VLM of the same sizes')
     parser.add_argument('--recipe', default='spear_ablation')
     parser.add_argument('--arms', type=names, default=None, help=', '.join(ARMS))
@@ -157,6 +162,7 @@ def make_plan(args: argparse.Namespace) -> dict:
         'demonstrations': [str(Path(d).resolve()) for d in args.demonstrations],
         'validation': [str(Path(d).resolve()) for d in args.validation],
         'moge': args.moge,
+        'start': args.start,
         'robot': args.robot,
         'families': list(args.families),
         'episodes': args.episodes,
@@ -167,9 +173,9 @@ def make_plan(args: argparse.Namespace) -> dict:
     if path.exists():
         plan = json.loads(path.read_text())
         for name, value in asked.items():
-            if plan[name] != value:
+            if plan.get(name) != value:
                 raise UserError(
-                    f'{path}: {name} is {plan[name]!r} there and {value!r} now; choose another '
+                    f'{path}: {name} is {plan.get(name)!r} there and {value!r} now; choose another '
                     '--out, or the same.'
                 )
         return plan
@@ -262,10 +268,21 @@ def train(
     ]
     if args.vlm and '{vlm}' in str(ARMS[arm]):
         settings.remove(f'moge={args.moge}')  # the depth encoder is the VLM's own
-    config = change(find_recipe('vla', args.recipe), settings)
+    elif args.start:
+        settings.append(f'init={args.start}')
+    config = change(sized(find_recipe('vla', args.recipe), args.start), settings)
     outcome = Trainer(task(config, folder), folder, Place()).run()
     if not outcome.finished:
         raise UserError(f'{arm}, seed {seed} was stopped at step {outcome.step}; run it again.')
+
+
+def sized(recipe: VlaConfig, start: str) -> VlaConfig:
+    """The recipe with the sizes of ``start``, where there is one."""
+    if not start:
+        return recipe
+    model = replace(read_config(Path(start)).model, flow=recipe.model.flow)
+    sizes = {'external_size': model.external_size, 'wrist_size': model.wrist_size}
+    return replace(recipe, model=model, data=replace(recipe.data, **sizes))
 
 
 def rolled_out(args: argparse.Namespace, checkpoint: Path, seed: int) -> dict:

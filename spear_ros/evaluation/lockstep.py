@@ -137,6 +137,13 @@ class Lockstep:
                 return f'home ended in {snapshot.state.name}: {snapshot.text}'
         return f'home took more than {PERSON_WAITS_S:.0f} s'
 
+    def put_right(self) -> None:
+        """What a person does whose arm was bent out of its limits in a collision: by hand, home."""
+        self.world.reset_robot()
+        if self.world.robot.family == 'widowx':
+            self.world.set_joint_targets(self.world.q_rad, WIDOWX_PROFILE_MS)
+        self.run(1.0)  # the jump of the joints is news for half a second
+
     def set_instruction(self, text: str) -> None:
         """Tell the policy what to do; empty = nothing."""
         self._instruction_id = secrets.token_hex(4) if text else ''

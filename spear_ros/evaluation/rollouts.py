@@ -94,6 +94,9 @@ def run_episode(system: Lockstep, family: str, seed: int, config: RolloutConfig)
     scene = world.reset_scene(seed, family, config.variant)
     task, instruction = scene.task, scene.instruction
     trouble = system.arm_and_home()
+    if trouble:
+        system.put_right()
+        trouble = system.arm_and_home()
     if config.swap:
         task = swapped(scene, seed)
         instruction = words(task)

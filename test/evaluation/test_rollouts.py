@@ -120,6 +120,17 @@ def test_a_policy_that_goes_to_another_object_is_told_from_one_that_is_lost():
     assert run_episode(system, 'touch', SEED, config).success  # and the next episode is fine
 
 
+def test_an_arm_that_was_bent_out_of_its_limits_is_put_right_before_the_next_episode():
+    world, policy, limits = build('wx250s')
+    system = Lockstep(world, policy, limits)
+    bent = np.array(world.robot.q_home_rad)
+    bent[0] = world.robot.joints[0].upper_rad + 0.05
+    world.reset_robot(bent)
+    assert 'not armed' in system.arm_and_home()
+    config = RolloutConfig(families=('touch',), limit_s=6.0)
+    assert run_episode(system, 'touch', SEED, config).success
+
+
 def test_a_widowx_that_pushes_too_hard_is_stopped_as_its_driver_would_and_starts_again():
     world, policy, limits = build('wx250s')
     system = Lockstep(world, policy, limits)
