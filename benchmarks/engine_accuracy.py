@@ -80,7 +80,7 @@ def parse():
     parser = argparse.ArgumentParser(description="the engine's accuracy")
     parser.add_argument('--size', default='spear1_tiny')
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--dtype', choices=sorted(DTYPES), help='default: bfloat16, on a CPU float32')
+    parser.add_argument('--dtype', choices=sorted(DTYPES), help='default: of the device')
     parser.add_argument('--inputs', type=int, default=0, help='default 100, on a CPU 8')
     parser.add_argument('--seconds', type=float, default=45.0, help='no new input after that')
     return parser.parse_args()

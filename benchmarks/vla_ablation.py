@@ -1,18 +1,19 @@
 """A first ablation in the shape of the paper's Tables 1, 10 and 11, at a size that a CPU trains.
 
     python benchmarks/vla_ablation.py --out RUN --demonstrations DIR --validation DIR --moge DIR
-        [--start DIR] [--vlm DIR] [--arms base,s3_mse] [--seeds 0,1,2] [--minutes 10] [--episodes 50]
+        [--start DIR] [--vlm DIR] [--arms base,s3_mse] [--seeds 0,1,2] [--minutes 10]
+        [--episodes 50]
 
 One robot, touch and pick, the same data, scenes and number of updates for every arm; an arm differs
 from ``base`` (S3 path, cosine + geodesic loss, quantiles, MoGe frozen) in the one thing that it is
-named after. ``--start`` is what all arms but ``vlm`` start from and whose sizes all have, such as the
-base of ``vlm_ablation.py``, which has not heard of three dimensions; without it weights are fresh,
-and a few minutes are not enough to learn which word is which object. The number of updates is what the dearest arm manages in --minutes of
-CPU time, measured at the beginning and kept in RUN/plan.json. A run that is done is one file,
-RUN/results/ARM-SEED.json; the same command goes on with the others, and inside of a run where it
-was killed. Roll-outs are in lockstep on validation scenes: published figures of the bundled
-checkpoint use others. The last line is one JSON object, RUN/table.md the table with Wilson
-intervals.
+named after. ``--start`` is what all arms but ``vlm`` start from and whose sizes all have, such as
+the base of ``vlm_ablation.py``, which has not heard of three dimensions; without it weights are
+fresh, and a few minutes are not enough to learn which word is which object. The number of updates
+is what the dearest arm manages in --minutes of CPU time, measured at the beginning and kept in
+RUN/plan.json. A run that is done is one file, RUN/results/ARM-SEED.json; the same command goes on
+with the others, and inside of a run where it was killed. Roll-outs are in lockstep on validation
+scenes: published figures of the bundled checkpoint use others. The last line is one JSON object,
+RUN/table.md the table with Wilson intervals.
 """
 
 import argparse
