@@ -13,7 +13,7 @@ BUNDLED = 'models/spear_tiny'
 
 def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]') -> None:
     """Add this command."""
-    parser = subparsers.add_parser('demo', help='simulated robot, real ROS 2, three instructions')
+    parser = subparsers.add_parser('demo', help='simulated robot, real ROS 2, four instructions')
     parser.add_argument('--robot', choices=('franka', 'widowx'), default='widowx')
     parser.add_argument(
         '--policy',
@@ -23,7 +23,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
         'SPEAR-1 with untrained weights',
     )
     parser.add_argument('--checkpoint', default='', help='checkpoint folder for --policy spear1')
-    parser.add_argument('--episodes', type=int, default=3, help='instructions per policy')
+    parser.add_argument('--episodes', type=int, default=4, help='instructions per policy')
     parser.add_argument('--seconds', type=float, default=0.0, help='time limit of an instruction')
     parser.add_argument('--out', type=Path, default=Path('out/demo'))
     parser.add_argument('--no-bag', action='store_true', help='do not record a bag')

@@ -1,6 +1,6 @@
 """The main job as a demonstration: simulated robot, real ROS 2 nodes, instructions by service.
 
-Starts the process list of ``bringup`` on a ROS domain of its own, drives three episodes per policy
+Starts the process list of ``bringup`` on a ROS domain of its own, drives four episodes per policy
 (disarm, reset scene, arm, home, instruction) and writes what happened: a table, a video, a contact
 sheet, a bag, metrics. Its result judges the health of the system, not the skill of the policy.
 """
@@ -61,7 +61,7 @@ class DemoOptions:
     robot: str = 'franka'
     runs: tuple[DemoRun, ...]
     out: Path
-    episodes: int = 3
+    episodes: int = 4
     record: bool = True
     started: float = field(default_factory=time.monotonic)
 
