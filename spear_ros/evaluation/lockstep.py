@@ -63,6 +63,7 @@ class Lockstep:
         latency_s: Time between an observation and the arrival of its chunk.
         settings: Of the executor.
         guard_effort: Stop a WidowX that pushes too hard, as its driver does.
+        gives_way: Let a WidowX give way where it pushes, as its executor does.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Lockstep:
         latency_s: float = 0.1,
         settings: ExecutorSettings | None = None,
         guard_effort: bool = True,
+        gives_way: bool = True,
     ) -> None:
         if not 0.0 <= latency_s <= 1.0:
             raise UserError(f'latency_s = {latency_s} must lie between 0 and 1 s.')
         self.world, self.policy = world, policy
         self.info = policy.describe()
         settings = settings or ExecutorSettings()
-        if settings.give_way is None and world.robot.family == 'widowx':
+        if gives_way and settings.give_way is None and world.robot.family == 'widowx':
             settings = replace(settings, give_way=WIDOWX_GIVES_WAY)
         self.executor = Executor(world.robot, limits, self.now_ns, settings, self.now_ns)
         self.stats = ChunkStats()

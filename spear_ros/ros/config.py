@@ -242,6 +242,12 @@ class WidowxDriverConfig:
         _within('profile_acceleration_ms', self.profile_acceleration_ms, 0, 1000)
         _within('effort_time_s', self.effort_time_s, 0.0, 1.0)
         _within('give_way_share', self.give_way_share, 0.0, 1.0)
+        limits = self.effort_limits_ma
+        if len(limits) != 6 or not all(0.0 < limit <= 5000.0 for limit in limits):
+            raise UserError(
+                f'effort_limits_ma = {list(limits)} must be six currents, waist to wrist_rotate, '
+                'above 0 and at most 5000 mA.'
+            )
         _within('error_poll_hz', self.error_poll_hz, 0.1, 5.0)
         _within('service_timeout_s', self.service_timeout_s, 0.5, 30.0)
         if 2 * self.profile_acceleration_ms > self.profile_velocity_ms:

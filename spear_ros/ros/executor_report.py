@@ -17,6 +17,8 @@ def diagnoses(
     """Executor, driver and, while active, control thread."""
     level = {State.FAULT: ERROR, State.HOLD: WARN}.get(snapshot.state, OK)
     text = f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}'
+    if snapshot.state == State.RUNNING and snapshot.progress:
+        level, text = WARN, f'{text} {snapshot.progress}'  # it gives way where it pushes
     figures = {
         'command_interval_p50_ms': snapshot.command_interval_p50_ms,
         'command_interval_p99_ms': snapshot.command_interval_p99_ms,

@@ -20,7 +20,7 @@ from spear_ros.robots.kinematics import IkResult, InverseKinematics, chain_of
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.runtime.chunk_player import ChunkPlayer, PlayerSample, PlayerSettings
 from spear_ros.runtime.executor_types import Command
-from spear_ros.runtime.give_way import GiveWay, Leave
+from spear_ros.runtime.give_way import GiveWay
 from spear_ros.runtime.joint_motion import JointBrake, JointMove
 from spear_ros.runtime.safety import GAP_PERIODS, Rejection, SafetyGate, SafetyLimits, SentCommand
 
@@ -112,7 +112,10 @@ class CommandStage:
 
     def brake(self, now_ns: int) -> None:
         """Come to rest along the current motion."""
-        if self._source is Source.PLAYER:
+        if self._source is Source.PLAYER and self.give_way is not None and self.give_way.gives_way:
+            # The player is elsewhere than the arm was told to be: brake what was really sent.
+            self._start_joint_brake(now_ns)
+        elif self._source is Source.PLAYER:
             self.player.hold()
         elif self._source is Source.MOVE:
             self._start_joint_brake(now_ns)
@@ -136,6 +139,8 @@ class CommandStage:
 
     def drop(self) -> None:
         """Forget the target: no command until the next anchor."""
+        if self.give_way is not None:
+            self.give_way.rest()
         self._source, self.sent, self.sample, self.move = Source.NOTHING, None, None, None
 
     def standstill(self, now_ns: int) -> bool:
@@ -153,7 +158,7 @@ class CommandStage:
     # ------------------------------------------------------------------------------------- commands
 
     def produce(
-        self, now_ns: int, q_measured: FloatArray | None, leave: Leave = Leave.BOTH
+        self, now_ns: int, q_measured: FloatArray | None, may_give_way: bool = True
     ) -> tuple[Command | None, Rejection | None]:
         """Compute, judge and record the command of this period.
 
@@ -161,7 +166,8 @@ class CommandStage:
             now_ns: time of the command.
             q_measured: (n,) pull for the redundant direction, so that the joints that are judged
                 stay those that the robot has; None = the rest pose.
-            leave: what an arm that pushes may do about it.
+            may_give_way: a chunk is followed. Otherwise nothing moves by itself, and an arm that
+                gave way brakes from what was really sent.
 
         Returns:
             The command to send (None: nothing is to be sent) and why a better one was refused.
@@ -170,10 +176,15 @@ class CommandStage:
             return None, None
         if self.sent is not None and now_ns <= self.sent.stamp_ns:
             return self._repeat(now_ns), None
+        give_way = self.give_way
+        if give_way is not None and (not may_give_way or self._source is not Source.PLAYER):
+            if self._source is Source.PLAYER and give_way.gives_way:
+                self._start_joint_brake(now_ns)
+            give_way.rest()
         result, why = self._candidate(now_ns, q_measured), None
-        if self.give_way is not None and self._source is Source.PLAYER:
+        if give_way is not None and self._source is Source.PLAYER and may_give_way:
             assert result is not None
-            result = self._drawn_back(self.give_way, now_ns, result, q_measured, leave)
+            result = self._drawn_back(give_way, now_ns, result, q_measured)
         if result is not None:
             why = self._gate.check_command(now_ns, result, self.sent)
         if why is not None and self._source in (Source.PLAYER, Source.MOVE) and self.sent:
@@ -220,23 +231,26 @@ class CommandStage:
         now_ns: int,
         result: IkResult,
         q_measured: FloatArray | None,
-        leave: Leave,
     ) -> IkResult:
         """The player's target with the joints that push drawn back; judged as it will be sent."""
         sent = self.sent
-        if not result.converged:
+        if not result.converged or sent is None or q_measured is None:
             return result
-        q = result.q_rad + give_way.offset_rad
-        if sent is not None and q_measured is not None:
-            last = sent.q_rad, sent.dq_rad_s
-            q = give_way.update(now_ns, result.q_rad, last, q_measured, leave)
+        last = sent.q_rad, sent.dq_rad_s
+        q = give_way.update(now_ns, result.q_rad, last, q_measured)
         if not give_way.gives_way:
             return result
         # The way from the solver's pose to the asked one is kept, as it is without giving way.
         rest = np.linalg.solve(self._chain.links(result.q_rad)[-1], result.links[-1])
         drawn = self._exact(q)
         drawn.links[-1] = drawn.links[-1] @ rest
-        return drawn
+        if self._gate.check_pose(drawn) is None:
+            return drawn
+        # Drawing back one joint alone can lower the fingers: at the edge of the box the arm stands.
+        give_way.stand(result.q_rad, sent.q_rad)
+        standing = self._exact(sent.q_rad)
+        standing.links[-1] = sent.T_base_ee
+        return standing
 
     def _exact(self, q: FloatArray) -> IkResult:
         return IkResult(q, True, 0.0, 0.0, 0, self._chain.links(q))

@@ -14,7 +14,7 @@ from spear_ros.runtime.command_stage import CommandStage, Source
 from spear_ros.runtime.executor_inputs import ExecutorInputs
 from spear_ros.runtime.executor_stats import ExecutorStats
 from spear_ros.runtime.executor_types import Command, ExecutorSettings, PolicyHealth
-from spear_ros.runtime.give_way import GiveWay, Leave
+from spear_ros.runtime.give_way import GiveWay
 from spear_ros.runtime.safety import Rejection, SafetyGate, SafetyLimits
 from spear_ros.runtime.state_machine import (
     Action,
@@ -29,7 +29,6 @@ from spear_ros.runtime.watchdog import ClockWatch, Finding
 _SHORTEST_GAP_S = 0.1
 _LIVE = frozenset({Phase.ARMED, Phase.RUNNING, Phase.HOLD})
 _MOVING = frozenset({Phase.RUNNING, Phase.HOLD})
-_LEAVE = {Phase.RUNNING: Leave.BOTH, Phase.FAULT: Leave.NONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +152,8 @@ class ControlCycle:
             self.apply(Event.CHUNK, now, text='following chunks.')
 
     def _command(self, now: int) -> Command | None:
-        leave = _LEAVE.get(self.machine.phase, Leave.BACK)
-        command, why = self.stage.produce(now, self.inputs.joints.q, leave)
+        following = self.machine.phase is Phase.RUNNING
+        command, why = self.stage.produce(now, self.inputs.joints.q, following)
         if why is not None:
             self.raise_finding(Finding(why.reason, why.text), now)
         if command is not None and self._first_of is not None and self.followed is self._first_of:

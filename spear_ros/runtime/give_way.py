@@ -13,7 +13,6 @@ of the error is the one that leaves the soft effort.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import numpy as np
 
@@ -40,31 +39,20 @@ class GiveWaySettings:
     """Per joint, in the unit of the arm's joint states (WidowX: mA), above which it gives way."""
     unit: str = 'mA'
     most_rad: float = 0.12
-    """Largest distance by which a target is drawn back: an effort that is reported wrongly, or a
-    weight in the fingers, cannot let the arm sink further."""
+    """How far a target may lie behind what is asked before it is taken along. An effort that is
+    reported wrongly, or a weight in the fingers, cannot let the arm sink further."""
     back_rad_s: float = 0.6
     forth_rad_s: float = 0.3
     """Fastest drawing back, and fastest return."""
     acceleration_rad_s2: float = 15.0
     """Of a target that is drawn back: what the limits call nominal."""
     max_age_s: float = 0.1
-    """Older efforts say nothing: what is drawn back stays as it is."""
+    """Older efforts say nothing."""
 
     @classmethod
     def below(cls, limits: tuple[float, ...], share: float) -> 'GiveWaySettings | None':
         """Giving way at a share of the limits of the arm's effort guard; share 0: None."""
         return cls(soft_effort=tuple(share * v for v in limits)) if share > 0.0 else None
-
-
-class Leave(Enum):
-    """What an arm that pushes may do, which follows from what it is doing."""
-
-    BOTH = auto()
-    """A chunk is followed: draw back, and return."""
-    BACK = auto()
-    """Nothing is followed: draw back where it pushes, else stand."""
-    NONE = auto()
-    """A fault: nothing moves by itself any more."""
 
 
 class GiveWay:
@@ -79,6 +67,7 @@ class GiveWay:
         self._settings, self._period_s = settings, period_s
         self._soft = np.array(settings.soft_effort)
         self._effort: FloatArray | None = None
+        self._pushed: FloatArray = np.zeros(len(self._soft))
         self._heard_ns = 0
         self.clear()
 
@@ -97,68 +86,74 @@ class GiveWay:
         self.offset_rad: FloatArray = np.zeros(len(self._soft))
         self.pushing: tuple[int, ...] = ()
 
+    def rest(self) -> None:
+        """The arm follows nothing now: nothing pushes because of a target that goes on."""
+        self.pushing = ()
+
     def text(self, names: Sequence[str]) -> str:
         """What to tell the operator: which joints push now; '' = none."""
-        effort = self._effort
-        if effort is None or not self.pushing:
-            return ''
         told = ', '.join(
-            f'{names[i]} pushes with {abs(effort[i]):.0f} {self._settings.unit} (soft limit '
+            f'{names[i]} pushes with {abs(self._pushed[i]):.0f} {self._settings.unit} (soft limit '
             f'{self._soft[i]:.0f})'
             for i in self.pushing
         )
-        return f'gives way: {told}.'
+        return f'gives way: {told}.' if told else ''
 
     def update(
-        self,
-        now_ns: int,
-        q_asked: FloatArray,
-        sent: tuple[FloatArray, FloatArray],
-        q: FloatArray,
-        leave: Leave = Leave.BOTH,
+        self, now_ns: int, q_asked: FloatArray, sent: tuple[FloatArray, FloatArray], q: FloatArray
     ) -> FloatArray:
         """Return the joint targets (n,) of this period: ``q_asked``, or drawn back from it.
 
         While a joint pushes too hard the whole arm stands still: a wrist that is stuck is pushed by
-        every other joint that goes on.
+        every other joint that goes on. Once it is ``most_rad`` behind, it is taken along.
 
         Args:
             now_ns: time of the command.
             q_asked: (n,) targets as they would be without giving way.
             sent: targets (n,) of the period before, and their speed (n,) in rad/s.
             q: (n,) where the joints are measured.
-            leave: what it may do.
         """
-        settings, effort = self._settings, self._effort
-        stale = now_ns - self._heard_ns > settings.max_age_s * 1e9
-        if effort is None or stale or leave is Leave.NONE:
-            self.pushing = ()
-            return q_asked + self.offset_rad
-        q_sent, dq_sent = sent
-        dt, old = self._period_s, self.offset_rad
-        error = q_sent - q
-        share = self._soft / np.maximum(abs(effort), _NO_EFFORT * self._soft)
+        self.rest()
+        q_sent, _ = sent
+        age_ns = now_ns - self._heard_ns
+        if self._effort is None or not 0 <= age_ns <= self._settings.max_age_s * 1e9:
+            # Nothing is known of what pushes: an arm that gave way stands.
+            return self._towards(q_sent, q_asked, sent) if self.gives_way else q_asked
+        error, effort = q_sent - q, abs(self._effort)
+        share = self._soft / np.maximum(effort, _NO_EFFORT * self._soft)
         step = _MIX * error * (share - 1.0)
-        # An effort against the error (a brake, gravity) is none that the target causes.
-        pushes = effort * error > 0.0
+        # An effort against the error (a brake) is none that the target causes.
+        pushes = self._effort * error > 0.0
         drawn = pushes & (share < 1.0)
-        self.pushing = tuple(np.flatnonzero(drawn).tolist())
-        if not self.pushing and (leave is Leave.BACK or not old.any()):
-            return q_asked + old if old.any() else q_asked
-        if self.pushing:
-            most = settings.back_rad_s * dt
-            target = q_sent + np.where(drawn, np.clip(step, -most, most), 0.0)
-        else:
-            # Back to what is asked; where that pushes again, only as far as there is room.
-            most = settings.forth_rad_s * dt
-            way = np.where(pushes & (error * old < 0.0), np.minimum(abs(step), most), most)
-            target = q_asked + np.sign(old) * np.maximum(abs(old) - way, 0.0)
-            # Still in contact: the nearer to the soft effort, the slower the arm goes on. It does
-            # not stand, for the way may be the one that relieves the joint.
-            left = 1.0 - float((abs(effort) / self._soft)[pushes].max(initial=0.0))
-            target = q_sent + min(1.0, max(_SLOWEST, left / _SLOW_SHARE)) * (target - q_sent)
-        change = settings.acceleration_rad_s2 * dt
-        speed = np.clip((target - q_sent) / dt, dq_sent - change, dq_sent + change)
-        offset = np.clip(q_sent + dt * speed - q_asked, -settings.most_rad, settings.most_rad)
+        if drawn.any():
+            self.pushing, self._pushed = tuple(np.flatnonzero(drawn).tolist()), effort
+            far, most = self._settings.most_rad, self._settings.back_rad_s * self._period_s
+            target = q_sent + np.where(drawn, step, 0.0)
+            taken = q_asked + np.clip(target - q_asked, -far, far)
+            return self._towards(q_sent + np.clip(taken - q_sent, -most, most), q_asked, sent)
+        if not self.gives_way:
+            return q_asked
+        # Back to what is asked; where that pushes again, only as far as there is room.
+        old, most = self.offset_rad, self._settings.forth_rad_s * self._period_s
+        way = np.where(pushes & (error * old < 0.0), np.minimum(abs(step), most), most)
+        target = q_asked + np.sign(old) * np.maximum(abs(old) - way, 0.0)
+        # Still in contact: the nearer to the soft effort, the slower the arm goes on. It does not
+        # stand, for the way may be the one that relieves the joint.
+        left = 1.0 - float((effort / self._soft)[pushes].max(initial=0.0))
+        slow = min(1.0, max(_SLOWEST, left / _SLOW_SHARE))
+        return self._towards(q_sent + slow * (target - q_sent), q_asked, sent)
+
+    def stand(self, q_asked: FloatArray, q_sent: FloatArray) -> None:
+        """The target of this period was refused and the last one is sent again."""
+        self.offset_rad = q_sent - q_asked
+
+    def _towards(
+        self, target: FloatArray, q_asked: FloatArray, sent: tuple[FloatArray, FloatArray]
+    ) -> FloatArray:
+        """The target within the bound of acceleration; what it is behind is the offset."""
+        (q_sent, dq_sent), dt = sent, self._period_s
+        change = self._settings.acceleration_rad_s2 * dt
+        target = q_sent + dt * np.clip((target - q_sent) / dt, dq_sent - change, dq_sent + change)
+        offset = target - q_asked
         self.offset_rad = np.where(abs(offset) < _NOTHING_RAD, 0.0, offset)
         return q_asked + self.offset_rad

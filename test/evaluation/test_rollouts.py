@@ -14,8 +14,6 @@ if not all(importlib.util.find_spec(name) for name in ('mujoco', 'rtbdata')):
 from spear_ros.evaluation.lockstep import Lockstep
 from spear_ros.evaluation.rollouts import RolloutConfig, roll_out, run_episode, swapped
 from spear_ros.policies.registry import create_policy
-from spear_ros.runtime.executor_types import ExecutorSettings
-from spear_ros.runtime.give_way import GiveWaySettings
 from spear_ros.runtime.safety import load_limits
 from spear_ros.runtime.state_machine import State
 from spear_ros.simulation.tasks import VALIDATION_SEEDS
@@ -161,9 +159,7 @@ def pressing(chunk):
 @pytest.mark.parametrize('gives_way', [True, False])
 def test_a_policy_that_presses_on_the_table_stops_an_arm_only_if_it_does_not_give_way(gives_way):
     world, policy, limits = build('wx250s')
-    stiff = GiveWaySettings(soft_effort=(1e9,) * 6)
-    settings = ExecutorSettings(give_way=None if gives_way else stiff)
-    system = Lockstep(world, Bent(policy, pressing, after=0), limits, settings=settings)
+    system = Lockstep(world, Bent(policy, pressing, after=0), limits, gives_way=gives_way)
     scene = world.reset_scene(SEED, 'touch')
     assert not system.arm_and_home()
     system.set_instruction(scene.instruction)

@@ -116,6 +116,22 @@ def test_motor_profile_needs_half_its_time_for_acceleration():
     assert 'more than half' in refusal(mapping)
 
 
+@pytest.mark.parametrize('limits', [[1000.0] * 5, [0.0] * 6, [9000.0] * 6, [float('nan')] * 6])
+def test_currents_of_the_effort_guard_are_six_and_sane(limits):
+    mapping = to_mapping(load_robot_config('widowx'))
+    mapping['widowx']['effort_limits_ma'] = limits
+    assert 'effort_limits_ma' in refusal(mapping)
+
+
+def test_share_zero_switches_giving_way_off():
+    mapping = to_mapping(load_robot_config('widowx'))
+    mapping['widowx']['give_way_share'] = 1.5
+    assert 'give_way_share = 1.5' in refusal(mapping)
+    config = load_robot_config('widowx').widowx
+    assert config.give_way.soft_effort == tuple(0.75 * v for v in config.effort_limits_ma)
+    assert replace(config, give_way_share=0.0).give_way is None
+
+
 def test_unknown_robot_names_the_known_ones():
     with pytest.raises(UserError, match='franka, franka_trajectory, viperx, widowx'):
         load_robot_config('fanuc')

@@ -1,20 +1,29 @@
 """GiveWay: a stiff arm in front of a wall, in one and in several joints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spear_ros.core.geometry import pose_distance
 from spear_ros.core.reasons import Reason
+from spear_ros.robots.kinematics import forward
+from spear_ros.robots.registry import get_robot
+from spear_ros.runtime.command_stage import CommandStage
 from spear_ros.runtime.effort_guard import EffortGuard
 from spear_ros.runtime.executor_types import DriverState, ExecutorSettings
 from spear_ros.runtime.give_way import GiveWay, GiveWaySettings
+from spear_ros.runtime.safety import SafetyGate, load_limits
 from spear_ros.runtime.state_machine import State
 
 PERIOD_S = 0.04
 SOFT, LIMIT = 750.0, 1000.0
 SETTINGS = GiveWaySettings(soft_effort=(SOFT, SOFT))
 ZERO = np.zeros(2)
+UPWARDS = 1.0
+"""Sign of an elbow's effort that draws the fingers of a WidowX upwards."""
 
 
 class Servos:
@@ -24,7 +33,7 @@ class Servos:
         self.give_way, self.stiffness, self.wall, self.lag_s = give_way, stiffness, wall_rad, lag_s
         self.q, self.set_point, self.effort = ZERO.copy(), ZERO.copy(), ZERO.copy()
         self.sent, self.dq, self.now_ns = ZERO.copy(), ZERO.copy(), 0
-        self.efforts, self.targets = [], []
+        self.efforts, self.targets, self.drawn = [], [], []
         self.guard = EffortGuard((LIMIT, LIMIT), time_s=0.1)
 
     def period(self, asked):
@@ -37,6 +46,7 @@ class Servos:
         self.dq = (target - self.sent) / PERIOD_S
         self.sent = target
         self.targets.append(target.copy())
+        self.drawn.append(self.give_way is not None and self.give_way.gives_way)
         for _ in range(4):
             self.now_ns += 10_000_000
             self.set_point += (target - self.set_point) * (1 - np.exp(-0.01 / self.lag_s))
@@ -47,12 +57,12 @@ class Servos:
             self.guard.update(('a', 'b'), self.effort.tolist(), self.now_ns * 1e-9)
 
 
-def ramp_into_wall(give_way, stiffness, speed, seconds=1.0):
+def ramp_into_wall(give_way, stiffness, speed, seconds=1.0, beyond=0.11):
     """Go on for ``seconds`` at ``speed`` although a wall is met after a tenth of a radian."""
     arm = Servos(give_way, stiffness, wall_rad=0.1)
     asked = ZERO.copy()
     for k in range(round(seconds / PERIOD_S)):
-        asked = np.array([min(speed * k * PERIOD_S, 0.1 + 0.11), 0.0])
+        asked = np.array([min(speed * k * PERIOD_S, 0.1 + beyond), 0.0])
         arm.period(asked)
     return arm, asked
 
@@ -91,12 +101,31 @@ def test_targets_come_back_exactly_when_nothing_is_pushed_any_more():
 @given(stiffness=st.floats(5e3, 4e4), speed=st.floats(0.05, 1.5))
 @settings(max_examples=60, deadline=None)
 def test_speed_and_acceleration_of_a_drawn_target_are_bounded(stiffness, speed):
-    arm, _ = ramp_into_wall(GiveWay(SETTINGS, PERIOD_S), stiffness, speed)
-    joints = np.array(arm.targets)
-    velocity = np.diff(joints, axis=0) / PERIOD_S
-    allowed = SETTINGS.acceleration_rad_s2 + speed / PERIOD_S  # of the ramp's own corner
-    assert abs(velocity).max() <= speed + SETTINGS.back_rad_s + 1e-9
-    assert abs(np.diff(velocity, axis=0) / PERIOD_S).max() <= allowed + 1e-6
+    # Far beyond the largest distance too, where the arm is taken along.
+    arm, asked = ramp_into_wall(GiveWay(SETTINGS, PERIOD_S), stiffness, speed, beyond=0.5)
+    velocity = np.diff(np.array(arm.targets), axis=0) / PERIOD_S
+    acceleration = abs(np.diff(velocity, axis=0) / PERIOD_S).max(axis=1)
+    drawn = np.array(arm.drawn[2:])
+    assert acceleration[drawn].max(initial=0.0) <= SETTINGS.acceleration_rad_s2 + 1e-6
+    assert abs(velocity).max() <= max(speed, SETTINGS.back_rad_s) + SETTINGS.forth_rad_s + 1e-9
+    for _ in range(50):
+        arm.period(asked)
+    assert abs(asked - arm.sent).max() <= SETTINGS.most_rad + 1e-9
+
+
+def test_in_contact_the_arm_goes_on_slower_the_nearer_it_is_to_the_soft_effort():
+    steps = []
+    for effort in (0.2, 0.6, 0.8, 0.95):
+        give_way = GiveWay(SETTINGS, PERIOD_S)
+        give_way.on_efforts(0, np.array([1200.0, 0.0]))
+        sent = np.array([0.1, 0.0])
+        drawn = give_way.update(0, sent, (sent, ZERO), ZERO)
+        give_way.on_efforts(1, np.array([effort * SOFT, 0.0]))
+        # The second joint is asked to go on by itself.
+        target = give_way.update(1, np.array([0.1, 0.01]), (drawn, ZERO), drawn - 0.02)
+        steps.append(target[1])
+    assert steps[0] == steps[1] == pytest.approx(0.01)
+    assert 0.0 < steps[3] < steps[2] < steps[1]
 
 
 def test_without_effort_targets_pass_untouched_to_the_bit():
@@ -152,9 +181,11 @@ def test_old_wrong_and_missing_efforts_change_nothing():
     give_way.on_efforts(0, np.array([1200.0, 0.0]))
     drawn = give_way.update(1, sent, (sent, ZERO), ZERO)
     assert drawn[0] < sent[0]
-    late = round(SETTINGS.max_age_s * 1e9) + 1
-    np.testing.assert_array_equal(give_way.update(late, sent, (drawn, ZERO), ZERO), drawn)
-    assert give_way.text(('a', 'b')) == ''
+    # Nothing is known of what pushes: what was drawn back stands, whatever is asked.
+    for time in (round(SETTINGS.max_age_s * 1e9) + 1, -1):
+        stands = give_way.update(time, sent + 0.02, (drawn, ZERO), ZERO)
+        np.testing.assert_allclose(stands, drawn, atol=1e-12)
+        assert give_way.text(('a', 'b')) == ''
 
 
 def test_share_zero_means_that_no_joint_gives_way():
@@ -187,9 +218,6 @@ def press(rig, chunks, effort):
 
 
 def test_a_command_that_is_drawn_back_is_judged_and_its_pose_belongs_to_its_joints(bench):
-    from spear_ros.core.geometry import pose_distance
-    from spear_ros.robots.kinematics import forward
-
     rig = widowx(bench)
     free = press(rig, 2, 0.0)
     assert free[-1].T_base_ee[2, 3] < free[0].T_base_ee[2, 3] - 0.01
@@ -208,36 +236,91 @@ def test_a_command_that_is_drawn_back_is_judged_and_its_pose_belongs_to_its_join
     assert rig.executor.snapshot().progress == ''
 
 
-def test_a_faulted_arm_does_not_move_to_give_way(bench):
-    rig = widowx(bench)
-    press(rig, 2, 0.0)
-    rig.send_driver = False
-    rig.executor.on_driver(
-        DriverState(received_ns=rig.now_ns, reason=Reason.MOTOR_ERROR, text='overload')
-    )
-    rig.run(0.5)
-    standing = [rig.tick().q_rad for _ in range(3)]
-    for _ in range(10):
-        rig.executor.on_efforts(rig.now_ns, np.array([0.0, 1500.0, 0, 0, 0, 0]))
-        np.testing.assert_array_equal(rig.tick().q_rad, standing[-1])
-    assert rig.executor.snapshot().state == State.FAULT
+def stuck(rig):
+    """The shoulder stays behind its target and pushes, whatever it is told."""
+    last = next(c for c in reversed(rig.commands) if c is not None)
+    rig.q = last.q_rad - np.array([0.0, 0.04, 0.0, 0.0, 0.0, 0.0])
+    rig.executor.on_efforts(rig.now_ns, np.array([0.0, 1200.0, 0, 0, 0, 0]))
 
 
-def test_an_arm_that_holds_draws_back_but_does_not_return_by_itself(bench):
+@pytest.mark.parametrize(
+    ('event', 'wanted'),
+    [
+        ('stop', (State.FAULT, Reason.STOP_SERVICE)),
+        ('driver', (State.FAULT, Reason.MOTOR_ERROR)),
+        ('silence', (State.HOLD, Reason.CHUNK_LATE)),
+        ('disarm', (State.DISARMED, Reason.NONE)),
+    ],
+)
+def test_an_arm_that_gives_way_stands_at_once_and_stays_when_it_follows_nothing(
+    bench, event, wanted
+):
     rig = widowx(bench)
     press(rig, 2, 0.0)
-    rig.run(1.5)  # no chunk comes any more
-    assert rig.executor.snapshot().state == State.HOLD
-    standing = rig.tick().q_rad
-    for _ in range(5):
-        rig.q = rig.commands[-1].q_rad - np.array([0.0, 0.04, 0.0, 0.0, 0.0, 0.0])
-        rig.executor.on_efforts(rig.now_ns, np.array([0.0, 1200.0, 0, 0, 0, 0]))
-        drawn = rig.tick().q_rad
-    assert drawn[1] < standing[1] - 0.01
-    for _ in range(10):
-        rig.executor.on_efforts(rig.now_ns, np.zeros(6))
-        # The solver of the inverse kinematics stops within micrometres.
-        np.testing.assert_allclose(rig.tick().q_rad, drawn, atol=1e-5)
+    press(rig, 1, 1200.0)
+    assert rig.executor._cycle.stage.give_way.gives_way
+    before = rig.commands[-1]
+    if event == 'stop':
+        rig.executor.stop()
+    elif event == 'disarm':
+        rig.executor.disarm()
+    elif event == 'driver':
+        rig.send_driver = False
+        state = DriverState(received_ns=rig.now_ns, reason=Reason.MOTOR_ERROR, text='overload')
+        rig.executor.on_driver(state)
+    commands = []
+    for _ in range(40):  # "silence": the chunk runs out
+        stuck(rig)
+        command = rig.tick()
+        if event != 'silence' or rig.executor.snapshot().state != State.RUNNING:
+            commands.append(command)
+    snapshot = rig.executor.snapshot()
+    assert (snapshot.state, snapshot.reason) == wanted
+    assert snapshot.progress == ''
+    sent = [c for c in commands if c is not None]
+    if event == 'silence':
+        before = sent[0]
+    for command in sent:
+        # No further in than the braking of what was really sent, and nothing by itself.
+        further = 1e-3 if event == 'silence' else 1e-5
+        assert command.T_base_ee[2, 3] >= before.T_base_ee[2, 3] - further
+    for command in sent[5:]:
+        np.testing.assert_array_equal(command.q_rad, sent[-1].q_rad)
+
+
+def test_an_armed_arm_that_carries_a_weight_does_not_sink(bench):
+    rig = widowx(bench)
+    first = rig.commands[-1]
+    for _ in range(50):
+        stuck(rig)
+        command = rig.tick()
+    assert rig.executor.snapshot().state == State.ARMED
+    np.testing.assert_allclose(command.q_rad, first.q_rad, atol=1e-5)
+
+
+@pytest.mark.parametrize('sign', [1.0, -1.0])
+def test_at_the_floor_of_the_workspace_the_arm_stands_instead_of_being_refused(sign):
+    """Drawing back the elbow alone lowers or raises the fingers, with the sign of the push."""
+    robot = get_robot('wx250s')
+    q = np.array(robot.q_home_rad)
+    limits = load_limits(robot)
+    floor = (*limits.workspace_min_m[:2], forward(robot, q)[2, 3] - 1e-4)
+    limits = replace(limits, workspace_min_m=floor)
+    stage = CommandStage(robot, limits, SafetyGate(robot, limits, PERIOD_S), PERIOD_S)
+    stage.give_way = GiveWay(GiveWaySettings(soft_effort=(SOFT,) * 6), PERIOD_S)
+    stage.anchor(q, 0)
+    heights = []
+    for k in range(1, 30):
+        now = round(k * PERIOD_S * 1e9)
+        behind = np.array([0.0, 0.0, -0.03 * sign, 0.0, 0.0, 0.0])
+        stage.give_way.on_efforts(now, np.array([0.0, 0.0, 1500.0 * sign, 0.0, 0.0, 0.0]))
+        command, why = stage.produce(now, stage.q_target + behind)
+        assert why is None
+        assert command is not None
+        heights.append(command.T_base_ee[2, 3])
+    assert min(heights) >= floor[2] - 1e-5
+    moved = max(heights) - min(heights)
+    assert (moved > 0.005) == (sign == UPWARDS)
 
 
 def test_arming_again_starts_from_the_measured_pose_without_what_was_drawn_back(bench):
