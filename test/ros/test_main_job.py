@@ -100,7 +100,7 @@ def test_disarming_ends_the_instruction(system):
 
 def test_an_object_is_put_on_another_through_the_drivers_and_the_hand_opens(system):
     graph, operator = system
-    for attempt in range(3):  # a machine that is busy makes inputs late, and the robot rightly stops
+    for attempt in range(3):  # a busy machine makes inputs late, and the robot rightly stops
         instruction = begin(graph, operator, 2_000_003 + 4 * attempt, 'put')
         assert instruction.startswith('put ')
         answer = operator.set_instruction(instruction)
