@@ -190,7 +190,8 @@ class _Demo:
             self._say(line)
         self._say('')
         self._say('memory (USS): ' + ', '.join(f'{k} {v:.0f} MB' for k, v in memory_mb.items()))
-        names = ('demo.webm', 'demo.png', 'metrics.json', 'bag')
+        bag = ('bag',) if self._options.record else ()  # an older one may lie there
+        names = ('demo.webm', 'demo.png', 'metrics.json', *bag)
         written = [name for name in names if (out / name).exists()]
         self._say('written: ' + ', '.join(str(out / name) for name in written))
 
