@@ -93,7 +93,7 @@ class GiveWay:
     def text(self, names: Sequence[str]) -> str:
         """What to tell the operator: which joints push now; '' = none."""
         told = ', '.join(
-            f'{names[i]} pushes with {abs(self._pushed[i]):.0f} {self._settings.unit} (soft limit '
+            f'{names[i]} pushes with {self._pushed[i]:.0f} {self._settings.unit} (soft limit '
             f'{self._soft[i]:.0f})'
             for i in self.pushing
         )
