@@ -39,6 +39,10 @@ the folded weights are rounded once more."""
 
 
 def random_request(config, buckets, i, camera):
+    """Request ``i``: bucket and number of cameras go round, everything else is drawn from ``i``.
+
+    ``camera`` is (height, width) of the pictures that the engine has to fit.
+    """
     rng = np.random.default_rng(i)
     length = buckets[i % len(buckets)]
     real = int(rng.integers(3, length + 1))
@@ -73,10 +77,12 @@ def plain_chunk(model, request, device):
 
 
 def rms(values):
+    """Root mean square over all chunks together."""
     return float(np.sqrt(np.mean(np.square(np.stack(values)))))
 
 
 def parse():
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="the engine's accuracy")
     parser.add_argument('--size', default='spear1_tiny')
     parser.add_argument('--device', default='auto')
@@ -128,6 +134,7 @@ def measure(args, device):
 
 
 def main():
+    """Print gates and figures; exit status 1 when a gate is missed."""
     args = parse()
     device = check_device(args.device)
     report = {'benchmark': 'engine_accuracy', 'size': args.size} | measure(args, device)

@@ -164,6 +164,7 @@ def make_plan(args: argparse.Namespace) -> dict:
         'validation': [str(Path(d).resolve()) for d in args.validation],
         'moge': args.moge,
         'start': args.start,
+        'vlm': args.vlm,
         'robot': args.robot,
         'families': list(args.families),
         'episodes': args.episodes,

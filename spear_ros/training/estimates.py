@@ -46,17 +46,19 @@ class StackCost:
     """Gradients go through it: its activations are kept."""
     learns: bool = True
     """Of what is ``trained``: its own weights have gradients too."""
+    passes: float = 1.0
+    """Per sample; below 1 where samples share one."""
 
     @property
     def forward(self) -> float:
-        """Operations of the forward pass."""
+        """Operations of the forward pass, per sample."""
         attention = 4.0 * self.layers * self.tokens**2 * self.width
-        return 2.0 * self.tokens * self.weights + attention
+        return self.passes * (2.0 * self.tokens * self.weights + attention)
 
     @property
     def activations(self) -> float:
-        """Bytes kept for the backward pass."""
-        return float(ACTIVATION_BYTES * self.tokens * self.width * self.layers)
+        """Bytes kept for the backward pass, per sample."""
+        return self.passes * ACTIVATION_BYTES * self.tokens * self.width * self.layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,22 +96,33 @@ def gemma_weights(config: GemmaConfig, width: int, mlp_width: int) -> float:
     return float(config.layers * (width * heads + 3 * width * mlp_width))
 
 
-def spear1_stacks(config: Spear1Config, wrist: bool, trained: tuple[str, ...]) -> list[StackCost]:
-    """Stacks of SPEAR-1; ``trained`` as in :class:`~spear_ros.training.config.VlaConfig`."""
-    images = config.external_tokens + (config.wrist_tokens if wrist else 0)
-    prefix = images + config.text_length
+def spear1_stacks(
+    config: Spear1Config, wrist: bool, trained: tuple[str, ...], per_picture: int = 1
+) -> list[StackCost]:
+    """Stacks of SPEAR-1: each encoder once per camera, language, expert.
+
+    Args:
+        config: the sizes.
+        wrist: whether there is a wrist camera.
+        trained: as in :class:`~spear_ros.training.config.VlaConfig`.
+        per_picture: samples that share the encoders' work on a picture.
+    """
+    images = (config.external_tokens, config.wrist_tokens)[: 2 if wrist else 1]
+    prefix = sum(images) + config.text_length
     language, expert = config.language, config.expert
     # What is learnt below or beside a frozen language stack still needs gradients through it.
     through = any(part.startswith(('vlm.', 'projector')) for part in trained)
     encoders = [
         StackCost(
-            tokens=images,
+            tokens=tokens,
             width=vit.width,
             layers=vit.layers,
             weights=vit_weights(vit),
             trained=name in trained,
+            passes=1.0 / per_picture,
         )
         for name, vit in (('vlm.siglip', config.siglip), ('vlm.moge', config.moge))
+        for tokens in images
     ]
     return [
         *encoders,
@@ -150,7 +163,7 @@ def estimate_memory(
     samples = config.batch_size / place.world / config.accumulate
     kept = sum(s.activations for s in stacks if s.trained)
     if config.recompute:
-        kept = sum(2.0 * s.tokens * s.width * s.layers + s.activations / s.layers
+        kept = sum(s.passes * 2.0 * s.tokens * s.width * s.layers + s.activations / s.layers
                    for s in stacks if s.trained)  # fmt: skip
     scale = 1.0 if config.precision == 'bfloat16' else 2.0
     return MemoryEstimate(

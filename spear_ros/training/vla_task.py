@@ -248,7 +248,8 @@ class VlaTask(Task[VlaConfig]):
         parts = self._trained_parts()
         if config.lora.rank:  # the updates' own products are not counted, the way to them is
             parts = (*parts, 'vlm.siglip', 'vlm.language')
-        *prefix, expert = spear1_stacks(config.model, config.data.wrist, parts)
+        data = config.data
+        *prefix, expert = spear1_stacks(config.model, data.wrist, parts, data.per_picture)
         tokens = 1 + config.tau_per_sample * config.model.flow.horizon
         return [*prefix, replace(expert, tokens=tokens)]
 

@@ -182,12 +182,12 @@ def test_frozen_parts_cost_a_forward_pass_and_no_memory_for_gradients():
 
 def test_what_learns_below_a_frozen_language_stack_needs_gradients_through_it():
     model = Spear1Config.named('spear1_debug')
-    _, _, language, _ = spear1_stacks(model, True, ('expert', 'projector'))
+    *_, language, _ = spear1_stacks(model, True, ('expert', 'projector'))
     assert (language.trained, language.learns) == (True, False)
     assert operations([language]) == 2 * language.forward
-    _, _, alone, _ = spear1_stacks(model, True, ('expert',))
+    *_, alone, _ = spear1_stacks(model, True, ('expert',))
     assert operations([alone]) == alone.forward
-    _, _, whole, _ = spear1_stacks(model, True, ('expert', 'vlm.language'))
+    *_, whole, _ = spear1_stacks(model, True, ('expert', 'vlm.language'))
     assert operations([whole]) == 3 * whole.forward
 
 
@@ -195,7 +195,30 @@ def test_low_rank_updates_count_the_way_to_them(tmp_path):
     recipe = find_recipe('vla', 'spear1_finetune_24gb')
     lora = change(recipe, ['lora.rank=16'])
     kept = [[stack.trained for stack in VlaTask(c, tmp_path).stacks()] for c in (recipe, lora)]
-    assert kept == [[False, False, True, True], [True, False, True, True]]
+    # SigLIP and MoGe for each camera, language, expert.
+    assert kept == [[False] * 4 + [True] * 2, [True] * 2 + [False] * 2 + [True] * 2]
+
+
+def test_samples_of_one_picture_share_the_encoders_arithmetic(tmp_path):
+    recipe = find_recipe('vla', 'spear_tiny')
+    assert recipe.data.per_picture == 3
+    alone = VlaTask(change(recipe, ['data.per_picture=1']), tmp_path).stacks()
+    shared = VlaTask(recipe, tmp_path).stacks()
+    encoders, rest = slice(0, -2), slice(-2, None)
+    assert 3 * operations(shared[encoders]) == pytest.approx(operations(alone[encoders]))
+    assert operations(shared[rest]) == operations(alone[rest])
+    assert 3 * sum(s.activations for s in shared[encoders]) == pytest.approx(
+        sum(s.activations for s in alone[encoders])
+    )
+
+
+def test_a_camera_does_not_attend_to_the_other():
+    model = Spear1Config.named('spear1_small')
+    one, two = (spear1_stacks(model, wrist, ()) for wrist in (False, True))
+    external, wrist = (s.forward for s in two[:2])
+    assert external == one[0].forward
+    assert two[1].tokens == model.wrist_tokens < two[0].tokens
+    assert wrist < external
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_starts():
