@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _intervals import mean_and_half
 from _machine import machine
 
 from spear_ros.checkpoints.spear1 import read_config
@@ -327,7 +328,9 @@ def read_results(out: Path) -> list[dict]:
 def make_table(results: list[dict]) -> str:
     """Markdown: success pooled over seeds with a 95 % Wilson interval, seeds apart, open loop."""
     families = list(dict.fromkeys(f for r in results for f in r['families']))
-    head = ['arm', 'seeds', *families, 'mean by seed', 'mm', 'deg', 'gripper wrong', 'paper']
+    base = {r['seed']: r for r in results if r['arm'] == 'base'}
+    head = ['arm', 'seeds', *families, 'mean by seed', 'minus base']
+    head += ['mm', 'deg', 'gripper wrong', 'paper']
     lines = [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
     group = ''
     for name, arm in ARMS.items():
@@ -340,13 +343,17 @@ def make_table(results: list[dict]) -> str:
         cells = [f'{name}: {arm.text}', str(len(mine))]
         cells += [pooled(r['families'][f] for r in mine) for f in families]
         cells.append(', '.join(f'{100 * mean_success(r):.0f}' for r in mine))
+        pairs = [(r, base[r['seed']]) for r in mine if r['seed'] in base and name != 'base']
+        cells.append(difference([100 * (mean_success(a) - mean_success(b)) for a, b in pairs]))
         cells += [spread([r['open_loop'][e] for r in mine], e) for e in ERRORS]
         cells.append('-' if arm.paper is None else f'{arm.paper:.1f}')
         lines.append(f'| {" | ".join(cells)} |')
     lines += [
         '',
         'Success in %, episodes of all seeds pooled, 95 % Wilson interval: it counts episodes, not '
-        'trainings; the seeds apart show those. Open-loop errors: mean over seeds (lowest to '
+        'trainings; the seeds apart show those. "minus base": mean difference in points, seed by '
+        'seed (same weights before, same order of the data, same scenes), with the 95 % interval '
+        'of Student\'s t over seeds. Open-loop errors: mean over seeds (lowest to '
         'highest). The paper has another robot, other data and 400 times the size.',
         '',
     ]
@@ -365,6 +372,16 @@ def mean_success(result: dict) -> float:
     """Mean over families."""
     rates = [f['successes'] / f['episodes'] for f in result['families'].values()]
     return float(np.mean(rates))
+
+
+def difference(points: list[float]) -> str:
+    """Mean of differences, with its 95 % interval where there are two or more."""
+    if not points:
+        return '-'
+    if len(points) == 1:
+        return f'{points[0]:+.0f}'
+    mean, half = mean_and_half(points)
+    return f'{mean:+.0f} [{mean - half:+.0f}, {mean + half:+.0f}]'
 
 
 def spread(values: list[float], kind: str) -> str:

@@ -31,6 +31,7 @@ from pathlib import Path
 import _vlm_scenes as scenes
 import numpy as np
 import torch
+from _intervals import mean_and_half
 from _machine import machine
 
 from spear_ros.annotation.metrics import Judged, constant_answers, score
@@ -51,8 +52,6 @@ ARMS = {
     'no_depth': ('train', 'depth_branch=absent'),
     'pixels': ('train_pixels', 'depth_branch=present'),
 }
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t for a 95 % interval of the mean of so many seeds."""
 PIECES = 700
 
 
@@ -286,8 +285,7 @@ def interval(values):
         return '-'
     if len(values) < 2:
         return f'{values[0]:.3f} (one seed)'
-    half = T_975[len(values)] * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f'{np.mean(values):.3f} ± {half:.3f}'
+    return '{:.3f} ± {:.3f}'.format(*mean_and_half(values))
 
 
 def main():

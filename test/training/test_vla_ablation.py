@@ -88,10 +88,14 @@ def test_the_table_pools_seeds_and_shows_them_apart(ablation):
         }
 
     table = ablation.make_table([result('base', s, 40 + s) for s in range(3)]
-                                + [result('mean_std', 0, 0)])  # fmt: skip
+                                + [result('mean_std', 0, 0)]
+                                + [result('minmax', s, 30 + 2 * s) for s in range(3)])  # fmt: skip
     rows = [line for line in table.splitlines() if line.startswith('| base')]
     # 123 of 150 and 61 of 150 successes.
-    assert '| 82 [75, 87] | 41 [33, 49] | 60, 61, 63 | 11.0 (10.0 to 12.0) |' in rows[0]
+    assert '| 82 [75, 87] | 41 [33, 49] | 60, 61, 63 | - | 11.0 (10.0 to 12.0) |' in rows[0]
+    # Differences of -15, -13 and -12 points: mean -13.3, 4.303 / sqrt(3) times 1.53 is 3.8.
+    minmax = next(line for line in table.splitlines() if line.startswith('| minmax'))
+    assert '| 45, 48, 51 | -13 [-17, -10] |' in minmax
     assert '0 [0, 7]' in table
     assert '| 49.0 |' in table
 
