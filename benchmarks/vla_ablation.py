@@ -353,7 +353,7 @@ def make_table(results: list[dict]) -> str:
         'Success in %, episodes of all seeds pooled, 95 % Wilson interval: it counts episodes, not '
         'trainings; the seeds apart show those. "minus base": mean difference in points, seed by '
         'seed (same weights before, same order of the data, same scenes), with the 95 % interval '
-        'of Student\'s t over seeds. Open-loop errors: mean over seeds (lowest to '
+        "of Student's t over seeds. Open-loop errors: mean over seeds (lowest to "
         'highest). The paper has another robot, other data and 400 times the size.',
         '',
     ]
