@@ -327,6 +327,7 @@ def _robot_faults() -> list[Fault]:
             mend='support the arm (it goes limp), call /wx250s/reboot_motors, '
             'then recover, reset, arm',
             robots=WIDOWX,
+            goes_silent=True,
         ),
         Fault(
             id='overload',
@@ -337,6 +338,7 @@ def _robot_faults() -> list[Fault]:
             says='free the arm',
             mend='free the arm, then reset, arm',
             robots=WIDOWX,
+            goes_silent=True,
         ),
         Fault(
             id='gripper_jam',
@@ -539,9 +541,12 @@ How to read it. State and reason stand in `/spear/executor_status`, together wit
 names the figures; "says" is a part of that sentence. **HOLD**: the robot brakes and stands, the
 target is still sent; it goes on by itself when the cause is gone within 2 s, later it needs `arm`.
 **FAULT**: the same, but latched: mend the cause, then `reset`, then `arm`. With ROBOT_REFLEX,
-USER_STOP, DRIVER_LOST and SECOND_PUBLISHER nothing is sent at all. No fault moves the robot, and
-`reset` does not either. In no row does a command leave the hard limits: the tests judge every
-message on the command topic with code of their own.
+USER_STOP, DRIVER_LOST and SECOND_PUBLISHER nothing is sent at all, and with MOTOR_ERROR, or once
+the arm was taken from its target, nothing after the brake. No fault moves the robot, and `reset`
+does not either; the gripper begins nothing new. FOLLOWING_ERROR (the arm is more than 8 cm or 29
+degrees from where it was told to be) has no row: the twins have no obstacle for it, its tests are
+those of test/runtime/test_following_watch.py. In no row does a command leave the hard limits: the
+tests judge every message on the command topic with code of their own.
 """
 
 

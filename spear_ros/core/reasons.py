@@ -49,6 +49,7 @@ class Reason(IntEnum):
     GRIPPER_FAULT = 46
     CLOCK_JUMP = 47  # the node clock went backwards or leapt ahead
     INTERNAL_ERROR = 48
+    FOLLOWING_ERROR = 49  # the arm is far from where it was told to be
     # refusals of a request (state does not change)
     REFUSED_STATE = 64
     REFUSED_PREFLIGHT = 65

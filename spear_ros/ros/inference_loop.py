@@ -274,16 +274,20 @@ class InferenceLoop:
         except UserError as error:
             self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text=str(error))
             return None
-        except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
+        except Exception as error:
             # The process stays alive and silent on purpose: no chunk means hold, and the status
             # says why. An inference that fails once (out of memory) may work again.
-            text = f'inference failed: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
-            self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text=text)
+            self.fail(error)
             return None
         self._inference_ms.append((time.perf_counter() - started) * 1e3)
         self._drift.add(self._inference_ms[-1])
         self._problem = InputProblem(reason=Reason.NONE, text='')
         return chunk
+
+    def fail(self, error: Exception) -> None:
+        """Say in the status that the policy fails."""
+        text = f'inference failed: {type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        self._problem = InputProblem(reason=Reason.POLICY_NOT_READY, text=text)
 
     def _warnings(self) -> str:
         """Say what is slower than it could be while chunks are produced."""

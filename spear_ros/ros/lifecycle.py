@@ -55,7 +55,7 @@ class AutostartNode(LifecycleNode):
         """Begin to work (inactive -> active)."""
 
     def deactivate(self) -> None:
-        """Come to rest (active -> inactive)."""
+        """Come to rest (active -> inactive); also before a shutdown, from whatever state."""
 
     def cleanup(self) -> None:
         """Undo :meth:`configure` (inactive -> unconfigured)."""
@@ -78,6 +78,15 @@ class AutostartNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Run :meth:`cleanup`."""
         return self._transition(self.cleanup)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Come to rest as for a deactivation; the process itself goes on."""
+        return self._transition(self.deactivate)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition failed halfway: come to rest and end finalized; a new process is needed."""
+        self._transition(self.deactivate)
+        return TransitionCallbackReturn.FAILURE
 
     def _transition(self, step: Callable[[], None]) -> TransitionCallbackReturn:
         try:

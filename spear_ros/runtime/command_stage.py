@@ -292,9 +292,15 @@ class CommandStage:
         if sent is None:
             self._source = Source.FROZEN
             return
-        # After a gap the arm has been waiting at the last command: no distance is made up for.
+        # After a gap the arm has been waiting at the last command, and lost speed meanwhile:
+        # neither is made up for.
         start_ns = max(sent.stamp_ns, now_ns - self._period_ns)
-        self._brake = JointBrake(sent.q_rad, sent.dq_rad_s, self._deceleration, start_ns)
+        waited_s = (start_ns - sent.stamp_ns) * 1e-9
+        speed = abs(sent.dq_rad_s)
+        left = np.maximum(speed - waited_s * self._deceleration, 0.0)
+        share = float((left / np.maximum(speed, 1e-9)).min(where=speed > 0.0, initial=1.0))
+        dq = share * sent.dq_rad_s
+        self._brake = JointBrake(sent.q_rad, dq, self._deceleration, start_ns)
         self._source = Source.JOINT_BRAKE
 
     def _to_player(self, now_ns: int) -> None:

@@ -5,7 +5,7 @@ reasons, soft reasons, timers, the newest chunk, then the command and what its j
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spear_ros.core.reasons import Reason
 from spear_ros.robots.spec import RobotSpec
@@ -14,6 +14,7 @@ from spear_ros.runtime.command_stage import CommandStage, Source
 from spear_ros.runtime.executor_inputs import ExecutorInputs
 from spear_ros.runtime.executor_stats import ExecutorStats
 from spear_ros.runtime.executor_types import Command, ExecutorSettings, PolicyHealth
+from spear_ros.runtime.following_watch import FollowingWatch
 from spear_ros.runtime.give_way import GiveWay
 from spear_ros.runtime.safety import Rejection, SafetyGate, SafetyLimits
 from spear_ros.runtime.state_machine import (
@@ -27,6 +28,8 @@ from spear_ros.runtime.state_machine import (
 from spear_ros.runtime.watchdog import ClockWatch, Finding
 
 _SHORTEST_GAP_S = 0.1
+_ARRIVES_S = 2.0
+"""After the end of the way home, for an arm that lags."""
 _LIVE = frozenset({Phase.ARMED, Phase.RUNNING, Phase.HOLD})
 _MOVING = frozenset({Phase.RUNNING, Phase.HOLD})
 
@@ -56,6 +59,7 @@ class ControlCycle:
         self.stage = CommandStage(robot, limits, self.gate, self.period_s, settings.speed_scale)
         if settings.give_way is not None:
             self.stage.give_way = GiveWay(settings.give_way, self.period_s)
+        self.following = FollowingWatch(robot)
         self.stats = ExecutorStats()
         self.progress = ''
         self.followed: AcceptedChunk | None = None
@@ -112,6 +116,9 @@ class ControlCycle:
             frozen = inputs.joints.frozen(now, sent.T_base_ee)
             if frozen is not None:
                 self.raise_finding(frozen, now)
+            behind = self._behind()
+            if behind is not None:
+                self.raise_finding(behind, now)
         self._judge_rejects(now)
         soft = inputs.soft(now, self.machine.phase in _MOVING)
         if soft is not None:
@@ -138,6 +145,28 @@ class ControlCycle:
         elif machine.phase is Phase.DISARMING and self.stage.standstill(now):
             self.apply(Event.STANDSTILL, now, text='disarmed; call arm to start.')
             self.intake.stop()
+        elif machine.phase is Phase.FAULT and self.stage.standstill(now) and self._lost_torque():
+            # Sent on, the old target would be jumped to when torque returns. Servos and
+            # controllers hold their last one by themselves.
+            self.drop_target()
+
+    def _behind(self) -> Finding | None:
+        q = self.inputs.joints.q
+        return None if q is None else self.following.behind(q)
+
+    def _lost_torque(self) -> bool:
+        driver, reason = self.inputs.driver, self.machine.reason
+        failed = reason is Reason.MOTOR_ERROR or (
+            driver is not None and driver.reason is Reason.MOTOR_ERROR
+        )
+        # Readings that jumped are doubted: they do not say that the arm is elsewhere.
+        return failed or (reason is not Reason.JOINTS_JUMP and self._behind() is not None)
+
+    def drop_target(self) -> None:
+        """Forget the target and what was followed; nothing is sent until the next arm."""
+        self.stage.drop()
+        self.following.restart()
+        self.followed = self.intake.pending = None
 
     def _take_chunk(self, now: int) -> None:
         pending = self.intake.pending
@@ -156,6 +185,10 @@ class ControlCycle:
         command, why = self.stage.produce(now, self.inputs.joints.q, following)
         if why is not None:
             self.raise_finding(Finding(why.reason, why.text), now)
+        if command is not None:
+            self.following.sent(now, command.T_base_ee)
+            if self.machine.phase is Phase.FAULT:  # the gripper begins nothing new either
+                command = replace(command, gripper=None)
         if command is not None and self._first_of is not None and self.followed is self._first_of:
             self.stats.first_command(now, self._first_of.chunk.t_obs_ns)
         self._first_of = None
@@ -181,6 +214,14 @@ class ControlCycle:
             return
         self.progress = f'home: {100 * move.share(now):.0f} %'
         if move.finished(now):
+            sent, q = self.stage.sent, self.inputs.joints.q
+            assert sent is not None
+            missed = None if q is None else self.following.missed(q, sent.T_base_ee)
+            if missed is not None:
+                self.progress = 'home: waiting for the arm'
+                if now - move.start_ns > (move.duration_s + _ARRIVES_S) * 1e9:
+                    self.raise_finding(missed, now)
+                return
             self.stage.arrive(now)
             if self.settings.home_opens_gripper:
                 self.stage.player.set_gripper(1.0, now)
@@ -206,8 +247,7 @@ class ControlCycle:
             self.stage.brake(now)
             self.followed = None
         elif action in (Action.DROP, Action.SILENCE):
-            self.stage.drop()
-            self.followed = None
+            self.drop_target()
         elif action is Action.FOLLOW:
             self._follow(now)
         elif action is Action.ANCHOR:
@@ -228,6 +268,7 @@ class ControlCycle:
         pinned: PolicyHealth | None = self.inputs.health
         self.intake.start(now, pinned)
         self.inputs.joints.restart()
+        self.following.restart()
         self.reject, self.followed, self.progress = None, None, ''
         self.stage.anchor(q, now)
 

@@ -74,7 +74,7 @@ class Executor:
         self._lock = threading.RLock()
         self._cycle = ControlCycle(robot, limits, self._settings, Clocks(clock_ns, steady_ns))
         self._speed_scale = self._settings.speed_scale
-        self._recovery_due = False
+        self._recovery_due = self._recovering = False
         self.internal_error = ''
         """Traceback of an exception in ``tick``, for the node's log; empty = none."""
 
@@ -177,13 +177,14 @@ class Executor:
         """Leave FAULT for DISARMED; never moves the robot."""
         with self._lock:
             now = self._clock_ns()
+            if self._recovering:
+                return Answer(False, 'a recovery is under way; call reset when it has ended.')
             if self._cycle.machine.state is State.FAULT and not self._cycle.stage.standstill(now):
                 return Answer(False, 'still braking; call reset again in a moment.')
             answer = self._request(Event.RESET, Reason.NONE, 'disarmed; call arm to start.')
             if answer.accepted:
                 self._cycle.intake.stop()
                 self._cycle.progress = ''
-                self._recovery_due = False
             return answer
 
     def home(self) -> Answer:
@@ -214,9 +215,9 @@ class Executor:
         with self._lock:
             if self._cycle.machine.state is not State.FAULT:
                 return Answer(False, f'recover works in FAULT only, not in {self._state_name()}.')
-            if self._recovery_due:
+            if self._recovering:
                 return Answer(False, 'a recovery is under way.')
-            self._recovery_due = True
+            self._recovery_due = self._recovering = True
             self._cycle.progress = 'recover: asked for'
             return Answer(True, 'recovering; see progress in executor_status.')
 
@@ -230,8 +231,22 @@ class Executor:
     def on_recovery(self, text: str, finished: bool = False, success: bool = False) -> None:
         """Show a step of the driver's recovery; the state stays FAULT until reset."""
         with self._lock:
+            self._recovering = self._recovering and not finished
             outcome = ('; call reset, then arm' if success else '; failed') if finished else ''
             self._cycle.progress = f'recover: {text}{outcome}'
+
+    def drop_target(self) -> None:
+        """Forget the target, at rest: what was commanded before does not count any more."""
+        with self._lock:
+            self._cycle.drop_target()
+            self._cycle.intake.stop()
+
+    def fail(self, text: str) -> None:
+        """Latch INTERNAL_ERROR: what carries the commands out has failed."""
+        with self._lock:
+            cycle = self._cycle
+            cycle.machine.apply(Event.HARD, self._clock_ns(), Reason.INTERNAL_ERROR, text)
+            cycle.drop_target()
 
     def set_speed_scale(self, speed_scale: float) -> None:
         """Set the factor on velocities, 0.05 to 1; works while moving, not on a home under way.

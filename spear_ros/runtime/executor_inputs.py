@@ -11,6 +11,7 @@ from spear_ros.runtime.watchdog import Finding, JointWatch, StreamMeter
 
 # A bad sample or a skewed stamp counts as present for this long after it was seen.
 RECENT_S = 0.5
+TWO_POLICIES_S = 1.0
 
 
 class ExecutorInputs:
@@ -23,13 +24,15 @@ class ExecutorInputs:
 
     def __init__(self, robot: RobotSpec, settings: ExecutorSettings) -> None:
         self._settings = settings
-        self.joints = JointWatch(robot, settings.arm_max_age_s)
+        self.joints = JointWatch(robot, settings.arm_max_age_s, settings.joint_names)
         self.gripper = StreamMeter('gripper state', settings.gripper_max_age_s)
         self.policy = StreamMeter('policy status', settings.policy_max_age_s)
         self.opening: float | None = None
         self.health: PolicyHealth | None = None
         self.driver: DriverState | None = None
         self.publishers: int | None = None
+        self._other_policy: tuple[int, str] | None = None
+        self._two_policies: tuple[int, Finding] | None = None
         self.bad_sample: tuple[int, Finding] | None = None
         self._fresh_bad: Finding | None = None
         self._skew: tuple[int, Finding] | None = None
@@ -62,8 +65,29 @@ class ExecutorInputs:
         skew = self.policy.note(health.stamp_ns, health.received_ns)
         if skew is not None:
             self._skew = (health.received_ns, skew)
-        else:
-            self.health = health
+            return
+        last, self.health = self.health, health
+        if last is None or last.policy_session == health.policy_session:
+            return
+        other, self._other_policy = self._other_policy, (last.received_ns, last.policy_session)
+        # Heard, replaced and heard again within a second: not a restart, both are alive.
+        if (
+            other is not None
+            and other[1] == health.policy_session
+            and health.received_ns - other[0] <= TWO_POLICIES_S * 1e9
+        ):
+            text = (
+                f'two policy processes report (checkpoints {last.checkpoint_id} and '
+                f'{health.checkpoint_id}); stop one of them.'
+            )
+            self._two_policies = (health.received_ns, Finding(Reason.CHUNK_IDENTITY, text))
+
+    def two_policies(self, now_ns: int) -> Finding | None:
+        """More than one policy process was heard a moment ago."""
+        seen = self._two_policies
+        if seen is None or now_ns - seen[0] > TWO_POLICIES_S * 1e9:
+            return None
+        return seen[1]
 
     def paused(self, now_ns: int) -> None:
         """This process stood still: that nothing was heard of the driver is not its fault."""
@@ -142,6 +166,9 @@ class ExecutorInputs:
                 f'no policy status for {age * 1e3:.0f} ms (limit '
                 f'{self.policy.max_age_s * 1e3:.0f} ms); is the policy process alive?',
             )
+        two = self.two_policies(now_ns)
+        if two is not None:
+            return two
         if not health.active:
             return Finding(
                 Reason.POLICY_NOT_READY, 'the policy process is not active; activate it.'

@@ -94,6 +94,8 @@ class ExecutorSettings:
     """False: no driver adapter reports (lockstep roll-outs)."""
     expected_publishers: int = 1
     """Publishers on the command topic, ourselves included; 0 = not judged."""
+    joint_names: tuple[str, ...] = ()
+    """Names in the arm's joint states, base to wrist; () = those of the RobotSpec."""
     home_opens_gripper: bool = True
     """Open the gripper once the start pose is reached: episodes start open."""
     give_way: GiveWaySettings | None = None

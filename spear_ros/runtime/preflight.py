@@ -14,6 +14,8 @@ from spear_ros.runtime.watchdog import Finding
 MAX_ARM_RATE_HZ = 250.0
 # Rates are judged with this much tolerance: a 20 Hz stream is not refused for one late message.
 _RATE_SLACK = 0.8
+# More than this in that time is no noise: the arm falls, coasts or is led by hand.
+_STANDS_RAD, _STANDS_S = 0.03, 0.2
 
 
 def preflight(
@@ -59,6 +61,13 @@ def _arm(inputs: ExecutorInputs, settings: ExecutorSettings, now_ns: int) -> Ite
     skew = inputs.skew(now_ns)
     if skew is not None:
         yield skew
+    q, before = inputs.joints.q, inputs.joints.at(now_ns - round(_STANDS_S * 1e9))
+    if q is not None and before is not None and abs(q - before).max() > _STANDS_RAD:
+        yield Finding(
+            Reason.REFUSED_STATE,
+            f'the arm moves ({abs(q - before).max():.2f} rad in {_STANDS_S:g} s); let it come to '
+            'rest, then arm.',
+        )
     if settings.expected_publishers and inputs.publishers != settings.expected_publishers:
         seen = 'unknown' if inputs.publishers is None else inputs.publishers
         yield Finding(
@@ -114,6 +123,9 @@ def _policy(robot: RobotSpec, inputs: ExecutorInputs, now_ns: int) -> Iterator[F
     if health is None or inputs.policy.stale(now_ns):
         yield Finding(Reason.POLICY_SILENT, 'no policy status arrives; start policy_node.')
         return
+    two = inputs.two_policies(now_ns)
+    if two is not None:
+        yield two
     if not health.active:
         yield Finding(
             Reason.POLICY_NOT_READY, 'the policy is not active yet; wait for it or see its log.'

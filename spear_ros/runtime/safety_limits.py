@@ -17,6 +17,7 @@ from spear_ros.robots.spec import MotionLimits, RobotSpec, StepLimits, Vector3
 _LARGEST_AGE_S = 0.4
 _LARGEST_ANCHOR_M = 0.05
 _LARGEST_ANCHOR_RAD = 0.2
+_LEAST_BRAKE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +59,10 @@ class SafetyLimits:
         _within('max_chunk_age_s', self.max_chunk_age_s, 0.05, _LARGEST_AGE_S)
         _within('anchor_tolerance_m', self.anchor_tolerance_m, 0.001, _LARGEST_ANCHOR_M)
         _within('anchor_tolerance_rad', self.anchor_tolerance_rad, 0.01, _LARGEST_ANCHOR_RAD)
-        for name in ('nominal', 'home'):
-            _no_looser(name, getattr(self, name), 'hard', self.hard)
+        _no_looser('nominal', self.nominal, 'hard', self.hard)
+        _no_looser('home', self.home, 'nominal', self.nominal)
+        # Brakes in joint space use this share: a tiny one would make every stop a long way.
+        _within('nominal.joint_fraction', self.nominal.joint_fraction, _LEAST_BRAKE, 1.0)
 
     @classmethod
     def of(cls, robot: RobotSpec) -> 'SafetyLimits':

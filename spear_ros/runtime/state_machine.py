@@ -37,7 +37,8 @@ class Phase(Enum):
     HOLD = auto()
     """For a soft reason; a valid chunk resumes."""
     LATCHED = auto()
-    """HOLD for longer than the resume window: only arm, home or disarm leave it."""
+    """HOLD for longer than the resume window, or of a way home: only arm, home or disarm leave
+    it."""
     DISARMING = auto()
     """Disarm was asked for; braking, then DISARMED."""
     HOMING = auto()
@@ -131,7 +132,7 @@ TABLE: dict[tuple[Phase, Event], tuple[Phase, Action]] = {
     (_P.LATCHED, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),
     (_P.HOMING, _E.HOMED): (_P.ARMED, _A.NONE),
     (_P.HOMING, _E.DISARM): (_P.DISARMING, _A.BRAKE),
-    (_P.HOMING, _E.SOFT): (_P.HOLD, _A.BRAKE),
+    (_P.HOMING, _E.SOFT): (_P.LATCHED, _A.BRAKE),  # not back to the task: nobody armed
     (_P.HOMING, _E.STOP): (_P.FAULT, _A.BRAKE),
     (_P.HOMING, _E.HARD): (_P.FAULT, _A.BRAKE),
     (_P.HOMING, _E.HARD_SILENT): (_P.FAULT, _A.SILENCE),

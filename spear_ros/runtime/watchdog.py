@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spear_ros.core.errors import UserError
 from spear_ros.core.reasons import Reason
 from spear_ros.core.types import FloatArray
 from spear_ros.robots.spec import RobotSpec
@@ -105,9 +106,11 @@ class JointWatch:
     or missing, NaN.
     """
 
-    def __init__(self, robot: RobotSpec, max_age_s: float) -> None:
+    def __init__(
+        self, robot: RobotSpec, max_age_s: float, joint_names: tuple[str, ...] = ()
+    ) -> None:
         self.meter = StreamMeter('joint state', max_age_s)
-        self._names = robot.joint_names
+        self._names = _checked(joint_names, robot) if joint_names else robot.joint_names
         self._index: tuple[tuple[str, ...], list[int]] | None = None
         self._lower = np.array([j.lower_rad for j in robot.joints]) - LIMIT_SLACK_RAD
         self._upper = np.array([j.upper_rad for j in robot.joints]) + LIMIT_SLACK_RAD
@@ -177,14 +180,14 @@ class JointWatch:
             self._farthest = (0.0, 0.0)
             return None
         dt = (now_ns - last[0]) * 1e-9
-        if max(_apart(T_command, last[1])) > _STILL:
+        if max(apart(T_command, last[1])) > _STILL:
             self._moving_s, self._still_s = self._moving_s + dt, 0.0
         else:
             self._still_s += dt
             if self._still_s > _REST_S:
                 self._reference = None  # what counts begins when the command moves again
                 return None
-        moved, turned = _apart(T_command, self._reference)
+        moved, turned = apart(T_command, self._reference)
         moved, turned = max(moved, self._farthest[0]), max(turned, self._farthest[1])
         self._farthest = (moved, turned)
         if self._moving_s <= FROZEN_S or (moved <= FROZEN_MOVED_M and turned <= FROZEN_MOVED_RAD):
@@ -268,7 +271,22 @@ class JointWatch:
             history.popleft()
 
 
-def _apart(T0: FloatArray, T1: FloatArray) -> tuple[float, float]:
+def _checked(names: tuple[str, ...], robot: RobotSpec) -> tuple[str, ...]:
+    """The driver's own joint names, base to wrist."""
+    own = robot.joint_names
+    if len(names) != len(own) or len(set(names)) != len(own):
+        raise UserError(
+            f'arm.joint_names = {list(names)} must be {len(own)} different names, base to wrist.'
+        )
+    if any(name in own and own.index(name) != i for i, name in enumerate(names)):
+        raise UserError(
+            f'arm.joint_names = {list(names)} has names of {robot.name} in other places than '
+            f'{list(own)}: list them base to wrist.'
+        )
+    return names
+
+
+def apart(T0: FloatArray, T1: FloatArray) -> tuple[float, float]:
     """Distance [m] and angle [rad, small] between two poses."""
     x, y, z = (T0[:3, 3] - T1[:3, 3]).tolist()
     chord = T0[:3, :3] - T1[:3, :3]

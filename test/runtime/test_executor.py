@@ -363,7 +363,8 @@ class TestHardReasons:
             (readings(lambda q: q[:6]), Reason.JOINTS_NAMES, False),
             (driver(Reason.ROBOT_REFLEX), Reason.ROBOT_REFLEX, True),
             (driver(Reason.USER_STOP), Reason.USER_STOP, True),
-            (driver(Reason.MOTOR_ERROR), Reason.MOTOR_ERROR, False),
+            # A motor without torque: nothing that it could be pulled back to when it returns.
+            (driver(Reason.MOTOR_ERROR), Reason.MOTOR_ERROR, True),
             (driver(Reason.GRIPPER_FAULT), Reason.GRIPPER_FAULT, False),
             (lambda r: r.executor.on_publisher_count(2), Reason.SECOND_PUBLISHER, True),
         ],
@@ -389,6 +390,20 @@ class TestHardReasons:
         assert rig.executor.arm().accepted
         rig.drive(0.6)
         assert state_of(rig) == (State.RUNNING, Reason.NONE)
+
+    def test_the_gripper_begins_nothing_in_a_fault(self, rig):
+        rig.drive(0.6)
+        assert rig.commands[-1].gripper is not None
+        rig.executor.stop()
+        assert all(c.gripper is None for c in rig.run(0.3))
+
+    def test_a_dropped_target_is_not_sent_again(self, rig):
+        rig.drive(0.6)
+        rig.executor.stop()
+        rig.run(0.5)
+        rig.executor.drop_target()
+        assert all(c is None for c in rig.run(0.3))
+        assert state_of(rig) == (State.FAULT, Reason.STOP_SERVICE)
 
     def test_joints_that_are_stale_with_fresh_stamps_are_noticed(self, rig):
         rig.lag_s, stuck = 1e9, rig.q.copy()  # locked brakes, or a driver that repeats itself
@@ -506,6 +521,34 @@ class TestHome:
         assert state_of(rig)[0] is State.ARMED
         assert rig.executor.on_chunk(during, rig.now_ns).reason is Reason.CHUNK_OLD
 
+    def test_a_soft_reason_on_the_way_does_not_let_chunks_take_over(self, rig):
+        rig.drive(1.0, velocity=(0, 0.2, 0))
+        rig.run(1.2)
+        assert rig.executor.home().accepted
+        rig.drive(0.3)
+        rig.send_gripper = False
+        rig.drive(0.4)
+        assert state_of(rig) == (State.HOLD, Reason.GRIPPER_STALE)
+        rig.send_gripper = True
+        rig.drive(1.0)  # the cause is gone and the policy goes on, but nobody has armed
+        assert state_of(rig)[0] is State.HOLD
+        assert speed(rig.commands[-5:], rig) == 0.0
+        assert rig.executor.home().accepted
+
+    @pytest.mark.parametrize('robot', ROBOTS)
+    def test_after_a_pause_on_the_way_the_arm_stays_where_it_waited(self, bench, robot):
+        rig = bench.Rig(robot).ready()
+        rig.drive(1.0, velocity=(0, 0.1, 0))
+        rig.run(1.5)
+        assert rig.executor.home().accepted
+        rig.run(0.5)
+        before = rig.commands[-1]
+        assert speed(rig.commands[-5:], rig) > 0.01
+        rig.tick(2_000 * MS)
+        rig.run(1.0)
+        assert state_of(rig) == (State.FAULT, Reason.CONTROL_GAP)
+        assert pose_distance(before.T_base_ee, rig.commands[-1].T_base_ee)[0] < 1e-6
+
     def test_only_in_armed_and_hold(self, bench, rig):
         rig.drive(0.5)
         answer = rig.executor.home()
@@ -583,6 +626,9 @@ class TestRecover:
         assert not ex.take_recovery()
         ex.on_recovery('error recovery 1/3')
         assert ex.snapshot().progress == 'recover: error recovery 1/3'
+        # Torque and controllers may be off now: nothing else is begun.
+        assert not ex.recover().accepted
+        assert 'under way' in ex.reset().text
         ex.on_recovery('controller active', finished=True, success=True)
         assert 'call reset' in ex.snapshot().progress
         assert rig.tick() is None

@@ -73,6 +73,15 @@ def test_looser_values_are_refused_with_figure_and_mend(tmp_path, change, field)
         ({'joint_margin_rad': -0.1}, 'joint_margin_rad'),
         ({'table_clearance_m': float('nan')}, 'table_clearance_m'),
         ({'workspace_min_m': (0.9, 0, 0)}, r'workspace_min_m\[0\]'),
+        # Home is the slow way; and a brake needs its share of the joints' strength.
+        ({'home': ROBOT.hard}, 'home.linear_m_s = .* is looser than nominal allows'),
+        (
+            {
+                'nominal': replace(ROBOT.nominal, joint_fraction=0.02),
+                'home': replace(SafetyLimits.of(ROBOT).home, joint_fraction=0.02),
+            },
+            'nominal.joint_fraction = 0.02 must lie between',
+        ),
     ],
 )
 def test_nonsense_is_refused(change, field):

@@ -106,6 +106,10 @@ class Driver(Protocol):
         """Return the publishers on the command topic, ours included."""
         ...
 
+    def hold_gripper(self) -> None:
+        """Begin nothing new with the gripper: called in every fault."""
+        ...
+
     def release(self) -> None:
         """Forget targets that were not carried out yet: called when nothing may be sent."""
         ...
@@ -134,8 +138,12 @@ class GripperAdapter(Protocol):
         """Carry on; return a sentence when the gripper is in trouble, else nothing."""
         ...
 
-    def release(self) -> None:
+    def hold(self) -> None:
         """Forget what was not begun yet; a grasp that holds goes on holding."""
+        ...
+
+    def release(self) -> None:
+        """The same, and forget the trouble: the fault is over."""
         ...
 
     def close(self) -> None:

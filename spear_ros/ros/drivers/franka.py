@@ -19,6 +19,8 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
 from spear_ros.core.reasons import Reason
+from spear_ros.core.types import FloatArray
+from spear_ros.robots.kinematics import forward
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import FrankaDriverConfig, RobotConfig
 from spear_ros.ros.conversions import ns_from_time
@@ -37,11 +39,14 @@ from spear_ros.ros.drivers.base import (
 )
 from spear_ros.ros.drivers.franka_targets import make_output
 from spear_ros.ros.qos import JOINTS_INPUT, LATCHED, RAW_POLL
+from spear_ros.runtime.executor_types import Command
 
 _ACTIVE = 3  # lifecycle_msgs/State.PRIMARY_STATE_ACTIVE
 
 _CAUSE_WAIT_S = 0.15
 _MODE_LAG_S = 0.03
+_ARRIVES_S = 0.2
+"""A message to a controller of the same computer."""
 
 # franka_msgs/FrankaRobotState, constants of robot_mode.
 _OTHER, _IDLE, _MOVE, _GUIDING, _REFLEX, _USER_STOPPED, _AUTOMATIC_RECOVERY = range(7)
@@ -159,6 +164,8 @@ class FrankaDriver:
             command_topic=self.command_topic,
         )
         self._next_state_poll = 0.0
+        self._names = names
+        self._measured: FloatArray | None = None
 
     # ------------------------------------------------------------------------------------- set-up
 
@@ -233,8 +240,12 @@ class FrankaDriver:
         """Publishers on the target topic."""
         return count_publishers(self._node, self.command_topic)
 
+    def hold_gripper(self) -> None:
+        """Begin nothing new with the gripper."""
+        self._gripper.hold()
+
     def release(self) -> None:
-        """Forget the gripper's target."""
+        """Forget the gripper's target and its trouble."""
         self._gripper.release()
 
     # ----------------------------------------------------------------------------------- recovery
@@ -242,8 +253,8 @@ class FrankaDriver:
     def recover(self, progress: Callable[[str], None]) -> DriverReport:
         """Error recovery, hardware component, controller; each step is reported.
 
-        Source: franka_hardware/doc/index.rst of franka_ros2. The target is not re-anchored here:
-        either controller holds the measured state when activated, and arm commands that too.
+        Source: franka_hardware/doc/index.rst of franka_ros2. Whatever the controller has kept from
+        before, it is told where the arm stands just before it is activated.
         """
         if self.health.robot_mode in (_USER_STOPPED, _GUIDING):
             return self.health.judge(self._monotonic())
@@ -287,6 +298,7 @@ class FrankaDriver:
         name = self._config.controller
         if (self.health.activity or {}).get(name) == 'active':
             return ''
+        self._stand_where_measured()
         request = self._cm_srvs.SwitchController.Request(
             activate_controllers=[name],
             strictness=self._cm_srvs.SwitchController.Request.STRICT,
@@ -294,6 +306,21 @@ class FrankaDriver:
         )
         request.timeout.sec = int(self._config.recover_timeout_s)
         return self._ask(self._switch, request)
+
+    def _stand_where_measured(self) -> None:
+        """Replace the target that crisp has kept.
+
+        Targets that reach an inactive crisp controller are followed once it is activated, however
+        old: the last ones from before a reflex, though the arm may have been led away since
+        (crisp_controllers, cartesian_controller.cpp: ``new_target_pose_``).
+        """
+        q = self._measured
+        if q is None or not np.isfinite(q).all():
+            return
+        now = self._node.get_clock().now().nanoseconds
+        T = forward(self._spec, q)
+        self._output.send(Command(stamp_ns=now, T_base_ee=T, q_rad=q, gripper=None, holding=True))
+        time.sleep(_ARRIVES_S)
 
     def _ask(self, client: Any, request: Any) -> str:
         if not client.service_is_ready():
@@ -324,6 +351,9 @@ class FrankaDriver:
             return
         now = self._node.get_clock().now().nanoseconds
         q = np.asarray(message.position, float)
+        index = {name: i for i, name in enumerate(message.name)}
+        if len(q) == len(index) and all(name in index for name in self._names):
+            self._measured = q[[index[name] for name in self._names]]
         self._sink.on_joints(ns_from_time(message.header.stamp), now, message.name, q)
 
     def _on_activity(self, message: Any) -> None:

@@ -70,10 +70,14 @@ class FrankaHand:
                 )
         return self._jam.update(self._target.wanted_open, self._feed.opening, self._monotonic())
 
-    def release(self) -> None:
+    def hold(self) -> None:
         """Forget the target; a grasp that holds goes on holding."""
         self._target.forget()
         self._slot.drop_pending()
+
+    def release(self) -> None:
+        """The same, and forget the trouble."""
+        self.hold()
         self._trouble = ''
 
     def close(self) -> None:

@@ -87,9 +87,12 @@ class PwmGripper:
 
     def update(self, wanted_open: bool | None, opening: float | None, now_s: float) -> float | None:
         """Return the PWM to send, or None when nothing changes."""
-        if wanted_open is None:
-            return self._change(0.0) if self._wanted is True else None
-        if wanted_open is not self._wanted:
+        if wanted_open is None:  # nothing new; what was begun comes to its end
+            if self._wanted is not False:
+                self._wanted = None
+                return self._change(0.0) if self._value > 0.0 else None
+            wanted_open = False
+        elif wanted_open is not self._wanted:
             self._wanted, self._since_s = wanted_open, now_s
             return self._change(self.pwm if wanted_open else -self.pwm)
         rest = 0.0 if wanted_open else -self.hold_pwm

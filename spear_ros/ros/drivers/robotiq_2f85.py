@@ -52,9 +52,13 @@ class Robotiq2f85:
             return self._trouble
         return self._jam.update(self._target.wanted_open, self._feed.opening, self._monotonic())
 
-    def release(self) -> None:
+    def hold(self) -> None:
         """Forget the target; the gripper keeps its last one."""
         self._target.forget()
+
+    def release(self) -> None:
+        """The same, and forget the trouble."""
+        self.hold()
         self._trouble = ''
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ from spear_ros.runtime.effort_guard import EffortGuard
 _SILENT_S = 1.0
 # Polled at 20 Hz: a longer interval is a pause of this process, in which it could hear nobody.
 _PAUSED_S = 0.5
+_BLIND_S = 0.5
 
 
 class WidowxDriver:
@@ -68,6 +69,7 @@ class WidowxDriver:
         self._modes = SetUp(self._config)
         self._registers = RegisterWatch(self._config)
         self._heard_s: float | None = None
+        self._efforts_s: float | None = None
         self._polled_s: float | None = None
 
     # ------------------------------------------------------------------------------------- set-up
@@ -89,7 +91,7 @@ class WidowxDriver:
         self._registers.connect(node, self._srvs)
 
     def activate(self) -> None:
-        """Set position mode and the profile times once; :meth:`poll` follows the answers."""
+        """See to position mode and profile times; :meth:`poll` follows the answers."""
         self._modes.begin(self._monotonic())
 
     def close(self) -> None:
@@ -113,6 +115,7 @@ class WidowxDriver:
         polled, self._polled_s = self._polled_s, now
         if self._heard_s is not None and polled is not None and now - polled > _PAUSED_S:
             self._heard_s = now
+            self._efforts_s = None if self._efforts_s is None else now
         pwm = self._pwm.update(self._target.wanted_open, self._opening, now)
         if pwm is not None:
             self._send_pwm(pwm)
@@ -128,6 +131,12 @@ class WidowxDriver:
             return DriverReport(Reason.DRIVER_LOST, problem)
         if self._effort.tripped:
             return DriverReport(Reason.MOTOR_ERROR, self._effort.tripped)
+        if self._efforts_s is None or now - self._efforts_s > _BLIND_S:
+            return DriverReport(
+                Reason.MOTOR_ERROR,
+                f'{self._arm.topic} carries no motor currents of {", ".join(self._names)}: the '
+                'guard against pushing is blind; check arm.joint_names and xs_sdk.',
+            )
         report = self._registers.poll(now)
         if report.reason != Reason.NONE:
             return report
@@ -135,12 +144,18 @@ class WidowxDriver:
         return DriverReport(Reason.GRIPPER_FAULT, jam) if jam else HEALTHY
 
     def publisher_count(self) -> int:
-        """Publishers on the arm's command topic."""
-        return count_publishers(self._node, self.command_topic)
+        """Publishers on the busiest of the arm's command topics, one of ours on each."""
+        topic = f'{self._config.namespace}/commands/joint_'
+        ours, single = (count_publishers(self._node, topic + kind) for kind in ('group', 'single'))
+        return max(ours, single, 1 + count_publishers(self._node, topic + 'trajectory'))
+
+    def hold_gripper(self) -> None:
+        """Forget the gripper's target; a closed one is held with the smaller PWM."""
+        self._target.forget()
 
     def release(self) -> None:
         """Forget the gripper's target and clear the latched effort guard."""
-        self._target.forget()
+        self.hold_gripper()
         self._effort.tripped = ''
 
     def recover(self, progress: Callable[[str], None]) -> DriverReport:
@@ -157,12 +172,12 @@ class WidowxDriver:
                 f'{self._config.namespace}/reboot_motors.',
             )
         progress('recover 1/2: read the error registers done')
-        progress('recover 2/2: set the operating mode ...')
+        progress('recover 2/2: check the operating mode ...')
         self._effort.tripped = ''
-        problem = self._modes.run(self._monotonic)
+        problem = self._modes.run()
         if problem:
             return DriverReport(Reason.DRIVER_LOST, problem)
-        progress('recover 2/2: set the operating mode done')
+        progress('recover 2/2: check the operating mode done')
         return HEALTHY
 
     def _send_pwm(self, pwm: float) -> None:
@@ -189,5 +204,8 @@ class WidowxDriver:
             self._sink.on_gripper(stamp, now, self._opening)
         if len(message.effort) == len(message.name) and all(n in index for n in self._names):
             efforts = [message.effort[index[name]] for name in self._names]
+            if not np.isfinite(efforts).all():
+                return
+            self._efforts_s = now_s
             self._effort.update(self._names, efforts, now_s)
             self._sink.on_efforts(now, np.asarray(efforts, float))

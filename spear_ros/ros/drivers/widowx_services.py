@@ -3,7 +3,7 @@
 Source: interbotix_ros_core jazzy, xs_sdk_obj.cpp; bad requests are answered by an empty response.
 """
 
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any
 
 from rclpy.node import Node
@@ -29,19 +29,24 @@ def error_text(value: int) -> str:
     return ', '.join(names) if names else (f'code {value}' if value else '')
 
 
-class SetUp:
-    """Sets position mode with profile times through set_operating_modes, and checks the result.
+Talk = Generator[tuple[Any, Any], Any, str]
+"""Yields (client, request), is sent each answer, and returns what is in the way."""
 
-    xs_sdk switches a motor's torque off and on again while it sets its mode, so this runs once, at
-    activation or recover, with the arm resting; never in operation.
+
+class SetUp:
+    """Sees to position mode with profile times; sets them only where they are not.
+
+    xs_sdk switches a motor's torque off and on again while it sets its mode. So it is asked first,
+    and told only if something differs: once after xs_sdk was started, with the arm resting. An
+    executor that is started again beside a running xs_sdk leaves the arm alone.
     """
 
     def __init__(self, config: WidowxDriverConfig) -> None:
         self._config = config
+        self._talk: Talk | None = None
+        self._asked: tuple[Any, Any] | None = None
         self._future: Future | None = None
         self._asked_s = 0.0
-        self._wanted = False
-        self._step = ''
         self._problem = 'the operating mode has not been set yet: activate the executor.'
 
     def connect(self, node: Node, srvs: Any) -> None:
@@ -50,11 +55,13 @@ class SetUp:
         self._srvs = srvs
         self._set = node.create_client(srvs.OperatingModes, f'{namespace}/set_operating_modes')
         self._info = node.create_client(srvs.RobotInfo, f'{namespace}/get_robot_info')
+        self._read = node.create_client(srvs.RegisterValues, f'{namespace}/get_motor_registers')
 
     def begin(self, now_s: float) -> None:
         """Start over."""
-        self._wanted, self._step, self._future, self._asked_s = True, 'set', None, now_s
-        self._problem = 'the operating mode of the arm is being set: wait a moment.'
+        self._talk = self._conversation()
+        self._asked, self._future, self._asked_s = next(self._talk), None, now_s
+        self._problem = 'the operating mode of the arm is being checked: wait a moment.'
 
     def doubt(self) -> None:
         """The driver fell silent: it may come back as a new process with its own profile times.
@@ -62,7 +69,7 @@ class SetUp:
         Not set again by itself, because that switches the torque off for a moment, and the arm may
         be in mid-air by now.
         """
-        if not self._wanted and not self._problem:
+        if self._talk is None and not self._problem:
             self._problem = (
                 'xs_sdk was away and may have lost the operating mode: support the arm (its torque '
                 'is off for a moment), call stop, then recover.'
@@ -70,59 +77,84 @@ class SetUp:
 
     def poll(self, now_s: float) -> str:
         """Take the next step; return what is still in the way."""
-        if not self._wanted:
+        if self._talk is None or self._asked is None:
             return self._problem
-        client = self._set if self._step == 'set' else self._info
+        client, request = self._asked
         if self._future is None:
             if not client.service_is_ready():
                 return f'the service {client.srv_name} is not there: start xs_sdk.'
-            self._future, self._asked_s = client.call_async(self._request()), now_s
+            self._future, self._asked_s = client.call_async(request), now_s
         elif self._future.done():
-            self._finish(self._future.result())
-            self._future = None
+            answer, self._future = self._future.result(), None
+            self._next(self._talk, answer)
         elif now_s - self._asked_s > self._config.service_timeout_s:
             self._future = None
             return f'the service {client.srv_name} does not answer.'
         return self._problem
 
-    def run(self, monotonic: Callable[[], float]) -> str:
+    def run(self) -> str:
         """Do it all in a thread that does not spin; return what is in the way."""
-        self._wanted = False  # the polling thread keeps its hands off meanwhile
-        problem = ''
-        for step, client in (('set', self._set), ('check', self._info)):
-            self._step = step
+        self._talk = None  # the polling thread keeps its hands off meanwhile
+        talk = self._conversation()
+        asked: tuple[Any, Any] | None = next(talk)
+        while asked is not None:
+            client, request = asked
             if not client.service_is_ready():
                 return f'the service {client.srv_name} is not there: start xs_sdk.'
-            answer = wait_for(client.call_async(self._request()), self._config.service_timeout_s)
+            answer = wait_for(client.call_async(request), self._config.service_timeout_s)
             if answer is None:
                 return f'the service {client.srv_name} does not answer.'
-            self._finish(answer)
-            problem = self._problem
-        return problem
+            asked = self._next(talk, answer)
+        return self._problem
 
-    def _request(self) -> Any:
-        if self._step == 'set':
-            return self._srvs.OperatingModes.Request(
-                cmd_type='group',
-                name=self._config.group,
-                mode='position',
-                profile_type='time',
-                profile_velocity=self._config.profile_velocity_ms,
-                profile_acceleration=self._config.profile_acceleration_ms,
+    def _next(self, talk: Talk, answer: Any) -> tuple[Any, Any] | None:
+        """Hand an answer over; returns the next question, None at the end."""
+        try:
+            self._asked = talk.send(answer)
+        except StopIteration as end:
+            self._problem, self._talk, self._asked = end.value, None, None
+        return self._asked
+
+    def _conversation(self) -> Talk:
+        config, srvs = self._config, self._srvs
+        about = srvs.RobotInfo.Request(cmd_type='group', name=config.group)
+        state = yield self._info, about
+        right = state.mode == 'position' and state.profile_type == 'time'
+        times = {
+            'Profile_Velocity': config.profile_velocity_ms,
+            'Profile_Acceleration': config.profile_acceleration_ms,
+        }
+        for register, wanted in times.items():
+            request = srvs.RegisterValues.Request(cmd_type='group', name=config.group, reg=register)
+            values = (yield self._read, request).values
+            right = right and len(values) > 0 and all(v == wanted for v in values)
+        if not right:
+            # The answer has no fields: ask again what has become of it.
+            yield self._set, self._modes()
+            state = yield self._info, about
+        if (state.mode, state.profile_type) != ('position', 'time'):
+            return (
+                f'group {config.group!r} is in mode {state.mode!r} with profile '
+                f'{state.profile_type!r} instead of position and time: check the group name and '
+                "the driver's log."
             )
-        return self._srvs.RobotInfo.Request(cmd_type='group', name=self._config.group)
-
-    def _finish(self, answer: Any) -> None:
-        if self._step == 'set':
-            self._step = 'check'  # the answer has no fields: ask what has become of it
-            return
-        self._wanted = False
-        ok = answer.mode == 'position' and answer.profile_type == 'time'
-        self._problem = '' if ok else (
-            f'group {self._config.group!r} is in mode {answer.mode!r} with profile '
-            f'{answer.profile_type!r} instead of position and time: check the group name and the '
-            "driver's log."
+        gripper = srvs.RobotInfo.Request(cmd_type='single', name=config.gripper)
+        mode = (yield self._info, gripper).mode
+        # In another mode the figures that are meant as PWM would be angles or currents.
+        return '' if mode == 'pwm' else (
+            f'the gripper {config.gripper!r} is in mode {mode!r} instead of pwm: set it so in '
+            "xs_sdk's modes.yaml and restart it."
         )  # fmt: skip
+
+    def _modes(self) -> Any:
+        return self._srvs.OperatingModes.Request(
+            cmd_type='group',
+            name=self._config.group,
+            mode='position',
+            profile_type='time',
+            profile_velocity=self._config.profile_velocity_ms,
+            profile_acceleration=self._config.profile_acceleration_ms,
+        )
 
 
 class RegisterWatch:

@@ -8,6 +8,7 @@ import gc
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,7 @@ class ExecutorNode(AutostartNode):
                 arm_max_age_s=self._config.arm.max_age_s,
                 gripper_max_age_s=self._config.gripper_state.max_age_s,
                 require_policy=parameters.require_policy,
+                joint_names=self._config.arm.joint_names,
                 give_way=None if self._config.widowx is None else self._config.widowx.give_way,
             ),
             None if self.get_parameter('use_sim_time').value else time.monotonic_ns,
@@ -132,6 +134,8 @@ class ExecutorNode(AutostartNode):
             time.sleep(0.01)
         self._loop.stop()
         self._loop = None
+        # The arm may be moved by hand before the next activation.
+        self._executor.drop_target()
 
     def cleanup(self) -> None:
         """Refuse: the driver's subscriptions live as long as the process."""
@@ -172,7 +176,11 @@ class ExecutorNode(AutostartNode):
             self._recovery.start()
 
     def _recover(self) -> None:
-        report = self._driver.recover(self._executor.on_recovery)
+        report = DriverReport(Reason.INTERNAL_ERROR, 'see the log')
+        try:
+            report = self._driver.recover(self._executor.on_recovery)
+        except Exception:  # reset waits for the end
+            self.get_logger().error(traceback.format_exc())
         success = report.reason == Reason.NONE
         self._executor.on_recovery(report.text or 'recovered', finished=True, success=success)
 
@@ -210,7 +218,13 @@ class ExecutorNode(AutostartNode):
     def _request(self, name: str) -> Answer:
         if name == 'arm' and self._preview_only:
             return Answer(False, 'this is a replay: the executor stays disarmed (preview_only).')
-        if name in ('arm', 'home') and self.lifecycle_state != 'active':
+        if self._loop is not None and self._loop.failure:
+            return Answer(
+                False,
+                'the control thread has ended with an error (see the log) and nothing is sent any '
+                'more: the arm stands at its last target; restart executor_node.',
+            )
+        if name in ('arm', 'home', 'recover') and self.lifecycle_state != 'active':
             return Answer(
                 False, f'executor_node is {self.lifecycle_state}: activate it, then {name}.'
             )
@@ -224,12 +238,17 @@ class ExecutorNode(AutostartNode):
             self._changed.trigger()
 
     def _on_change(self) -> None:
+        if self._loop is not None and self._loop.failure:
+            self.get_logger().error(self._loop.failure, once=True)
+            self._executor.fail('the control thread has ended with an error; see the log.')
         snapshot = self._executor.snapshot()
         self.get_logger().info(f'{snapshot.state.name} {snapshot.reason.name} {snapshot.text}')
         if snapshot.reason == Reason.INTERNAL_ERROR:
             self.get_logger().error(self._executor.internal_error)
         if snapshot.reason in SILENT_REASONS or snapshot.state == State.DISARMED:
             self._driver.release()
+        elif snapshot.state == State.FAULT:
+            self._driver.hold_gripper()
         self._send_status()
 
     def _send_status(self) -> None:

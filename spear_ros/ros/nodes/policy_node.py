@@ -8,6 +8,8 @@ inputs, whatever the executor does with the chunks.
 
 import os
 import threading
+import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from spear_ros.ros.policy_report import diagnostics_message, status_message
 from spear_ros.runtime.decode import check_instruction
 
 _STATUS_HZ = 10.0
+_AFTER_FAILURE_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,15 +118,18 @@ class PolicyNode(AutostartNode):
         if self._loaded is None or isinstance(self._loaded, UserError):
             self.get_logger().error(f'cannot activate: {self._loaded or "still loading"}')
             return TransitionCallbackReturn.FAILURE
+        last = self._thread
+        if last is not None and last.name == 'inference' and last.is_alive():
+            self.get_logger().error('cannot activate: the last chunk is still being computed')
+            return TransitionCallbackReturn.FAILURE
         self._running.set()
         self._thread = threading.Thread(target=self._infer, name='inference', daemon=True)
         self._thread.start()
         return super().on_activate(state)
 
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def deactivate(self) -> None:
         """Stop inferring after the chunk that is being computed."""
         self._stop_inference()
-        return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Give the policy's memory and device back."""
@@ -183,7 +189,12 @@ class PolicyNode(AutostartNode):
         loop = self._loop
         assert loop is not None
         while self._running.is_set():
-            loop.step()
+            try:
+                loop.step()
+            except Exception as error:  # the thread must not end while the status says "ready"
+                loop.fail(error)
+                self.get_logger().error(traceback.format_exc(), throttle_duration_sec=5.0)
+                time.sleep(_AFTER_FAILURE_S)
 
     def _stop_inference(self) -> None:
         if self._running.is_set():

@@ -15,6 +15,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
 from spear_ros.core.geometry import is_unit_quaternion, pose, quat_exp
+from spear_ros.core.types import FloatArray
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import FrankaHandConfig, RobotConfig, Robotiq2f85Config
 from spear_ros.ros.conversions import header, joint_state_msg, pose_from_msg, pose_stamped
@@ -60,6 +61,7 @@ class FrankaTwin:
         self._line = JointLine(spec.joint_names, faults)
         self._hardware, self._controller = 'active', 'active'
         self._reflex = False
+        self._kept: FloatArray | None = None
         self._publishers, self._publishers_checked_ns = 1, 0
         self._base = spec.driver_frames.get(spec.base_frame, spec.base_frame)
         self._every_state = Every(config.sim.joint_rate_hz, config.sim.robot_state_rate_hz)
@@ -160,6 +162,9 @@ class FrankaTwin:
         self._hardware, self._controller = hardware, controller
         with self._world.lock:
             self._world.arm.settle()  # brakes engage, or the controller starts where it measures
+        if controller == 'active' and self._kept is not None:
+            self._world.set_target_pose(self._kept)
+            self._kept = None
         self._send_activity()
 
     def _send_activity(self) -> None:
@@ -175,7 +180,7 @@ class FrankaTwin:
         self._activity.publish(message)
 
     def _on_target(self, message: PoseStamped) -> None:
-        if self._more_than_one_publisher() or self.mode != _MOVE:
+        if self._more_than_one_publisher():
             return
         p, q = pose_from_msg(message.pose)
         if not (np.isfinite(p).all() and is_unit_quaternion(q, 0.1)):
@@ -183,7 +188,11 @@ class FrankaTwin:
             self._node.get_logger().error('target_pose is not finite: reflex')
             self._faults.command('reflex')
             return
-        self._world.set_target_pose(pose(p, q / np.linalg.norm(q)))
+        target = pose(p, q / np.linalg.norm(q))
+        if self._controller != 'active':
+            self._kept = target  # taken over at activation, however old: crisp's on_activate
+        elif self.mode == _MOVE:
+            self._world.set_target_pose(target)
 
     def _on_trajectory(self, message: Any) -> None:
         if self.mode != _MOVE:

@@ -19,6 +19,7 @@ from spear_ros.ros.sim_drivers.faults import FaultBoard
 from spear_ros.ros.sim_drivers.lines import JointLine, JointSample
 from spear_ros.simulation.world import World
 
+_PROFILE = ('Profile_Velocity', 'Profile_Acceleration')
 _SLEEP_RAD = (0.0, -1.80, 1.55, 0.0, 0.8, 0.0)
 
 
@@ -131,6 +132,8 @@ class WidowxTwin:
             return response  # xs_sdk logs an error and answers nothing
         joints = self._spec.joints
         response.mode, response.profile_type = self._mode, self._profile[0]
+        if request.name == self._config.gripper:
+            response.mode = 'pwm'
         response.joint_names = list(self._spec.joint_names)
         response.joint_ids = list(range(1, len(joints) + 1))
         response.joint_lower_limits = [j.lower_rad for j in joints]
@@ -146,7 +149,8 @@ class WidowxTwin:
         if request.name not in (self._config.group, self._config.gripper):
             return response
         count = len(self._spec.joints) if request.name == self._config.group else 1
-        values = [self._registers.get(request.reg, 0)] * count
+        profile = dict(zip(_PROFILE, self._profile[1:], strict=True))
+        values = [self._registers.get(request.reg, profile.get(request.reg, 0))] * count
         error = self._faults.value('motor_error')
         if request.reg == self._config.error_register and request.name == self._config.group:
             values[1] = round(error) if error is not None else 0

@@ -157,6 +157,20 @@ def test_franka_reflex_is_recovered_step_by_step(rig):
     ]
 
 
+def test_franka_does_not_go_back_to_a_target_that_the_controller_kept(rig):
+    if rig.config.franka is None or rig.config.franka.command == 'joint_trajectory':
+        pytest.skip('crisp only')
+    rig.fault('reflex')
+    rig.until(lambda: rig.report.reason == Reason.ROBOT_REFLEX, 'ROBOT_REFLEX')
+    stood, away = rig.q(), rig.q()
+    away[0] += 0.3
+    rig.send(away, None)  # the last target from before, still on its way when control was lost
+    threading.Event().wait(0.3)
+    assert rig.driver.recover(lambda text: None).reason == Reason.NONE
+    threading.Event().wait(1.0)
+    np.testing.assert_allclose(rig.q(), stood, atol=0.05)
+
+
 def test_franka_user_stop_is_not_recovered_while_pressed(rig):
     if rig.config.gripper != 'franka_hand':
         pytest.skip(

@@ -85,3 +85,18 @@ def test_opening_ends_when_the_target_is_forgotten():
     gripper = PwmGripper(250.0, 0.0, 1.5)
     gripper.update(True, 0.5, 0.0)
     assert gripper.update(None, 0.5, 0.1) == 0.0
+
+
+def test_closing_comes_to_its_end_when_the_target_is_forgotten():
+    gripper = PwmGripper(250.0, 60.0, 1.5)
+    assert gripper.update(False, 1.0, 0.0) == -250.0
+    assert gripper.update(None, 0.5, 0.5) is None
+    assert gripper.update(None, 0.5, 1.6) == -60.0  # 250 for ever would overload the motor
+    assert gripper.update(None, 0.5, 9.0) is None
+
+
+def test_opening_that_was_broken_off_begins_again():
+    gripper = PwmGripper(250.0, 0.0, 1.5)
+    gripper.update(True, 0.5, 0.0)
+    gripper.update(None, 0.5, 0.1)
+    assert gripper.update(True, 0.5, 5.0) == 250.0

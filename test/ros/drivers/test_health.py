@@ -11,7 +11,7 @@ from spear_ros.core.reasons import Reason
 from spear_ros.robots.registry import get_robot
 from spear_ros.ros.config import load_robot_config
 from spear_ros.ros.conversions import joint_state_msg
-from spear_ros.ros.drivers.base import RateMeter, messages
+from spear_ros.ros.drivers.base import HEALTHY, RateMeter, messages
 from spear_ros.ros.drivers.franka import FrankaDriver, FrankaHealth
 from spear_ros.ros.drivers.widowx import WidowxDriver
 from spear_ros.ros.drivers.widowx_services import RegisterWatch, SetUp, error_text
@@ -83,12 +83,14 @@ def test_cause_of_an_inactive_controller_is_waited_for_a_moment():
 
 
 class Motors:
-    """Service client of xs_sdk that answers at once."""
+    """Service client of xs_sdk that answers at once; it has another profile until it is told."""
 
     srv_name = 'motors'
 
-    def __init__(self, values=()):
+    def __init__(self, values=(), profile=(2000, 300), gripper='pwm'):
         self.calls, self.values, self.asked = 0, values, []
+        self.profile = dict(zip(('Profile_Velocity', 'Profile_Acceleration'), profile, strict=True))
+        self.gripper, self.told = gripper, 0
 
     def service_is_ready(self):
         return True
@@ -96,7 +98,14 @@ class Motors:
     def call_async(self, request):
         self.calls += 1
         self.asked.append(request.name)
-        answer = SimpleNamespace(mode='position', profile_type='time', values=self.values)
+        if hasattr(request, 'profile_velocity'):
+            self.told += 1
+            self.profile['Profile_Velocity'] = request.profile_velocity
+            self.profile['Profile_Acceleration'] = request.profile_acceleration
+        mode = self.gripper if request.name == 'gripper' else 'position'
+        known = self.profile.get(getattr(request, 'reg', ''))
+        values = self.values if known is None else [known] * 6
+        answer = SimpleNamespace(mode=mode, profile_type='time', values=values)
         return SimpleNamespace(
             done=lambda: True,
             result=lambda: answer,
@@ -104,21 +113,52 @@ class Motors:
         )
 
 
-def test_modes_of_a_driver_that_was_away_are_only_set_again_when_asked():
+def modes_of(client):
     pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
-    client = Motors()
     modes = SetUp(load_robot_config('widowx').widowx)
     modes.connect(SimpleNamespace(create_client=lambda *_: client), messages(SRVS))
+    return modes
+
+
+def settled(modes):
+    """What is in the way once the conversation is over."""
+    modes.begin(0.0)
+    for _ in range(40):
+        said = modes.poll(0.0)
+        if 'being checked' not in said:
+            return said
+    raise AssertionError(said)
+
+
+def test_modes_of_a_driver_that_was_away_are_only_set_again_when_asked():
+    client = Motors()
+    modes = modes_of(client)
     modes.doubt()
     assert 'activate' in modes.poll(0.0)  # never set: nothing to doubt
-    modes.begin(0.0)
-    while modes.poll(0.0):
-        assert client.calls <= 2
+    assert settled(modes) == ''
+    assert client.told == 1
     modes.doubt()
+    calls = client.calls
+    client.profile['Profile_Velocity'] = 2000  # a new process
     assert 'recover' in modes.poll(1.0)
-    assert client.calls == 2
-    assert modes.run(lambda: 2.0) == ''
-    assert (modes.poll(3.0), client.calls) == ('', 4)
+    assert client.calls == calls
+    assert modes.run() == ''
+    assert (modes.poll(3.0), client.told) == ('', 2)
+
+
+def test_torque_is_left_alone_where_the_mode_is_right():
+    config = load_robot_config('widowx').widowx
+    client = Motors(profile=(config.profile_velocity_ms, config.profile_acceleration_ms))
+    modes = modes_of(client)
+    assert settled(modes) == ''
+    assert modes.run() == ''
+    assert client.told == 0
+
+
+def test_a_gripper_that_would_read_pwm_as_an_angle_is_refused():
+    modes = modes_of(Motors(gripper='position'))
+    assert "mode 'position' instead of pwm" in settled(modes)
+    assert 'instead of pwm' in modes.run()
 
 
 def test_error_registers_are_read_at_once_and_then_in_turn_every_second():
@@ -174,6 +214,37 @@ def test_efforts_of_the_widowx_reach_the_executor_base_to_wrist_in_any_order_of_
     driver._on_joints(joint_state_msg(0, names, [0.02] * 7, (), [9.0, 6, 5, 4, 3, 2, 1]))
     driver._on_joints(joint_state_msg(0, names, [0.02] * 7))  # no efforts: nothing to say
     assert heard == [(7, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]
+
+
+@pytest.mark.parametrize('effort', [(), [float('nan')] * 7], ids=['none', 'nan'])
+def test_a_guard_without_currents_is_a_motor_error(effort, monkeypatch):
+    pytest.importorskip('interbotix_xs_msgs', reason='the driver subset is not built')
+    clock, stamp = SimpleNamespace(now=10.0), SimpleNamespace(nanoseconds=7)
+    node = SimpleNamespace(
+        get_clock=lambda: SimpleNamespace(now=lambda: stamp),
+        resolve_topic_name=lambda name: name,
+    )
+    spec = get_robot('wx250s')
+    driver = WidowxDriver(node, spec, load_robot_config('widowx'), lambda: clock.now)
+    driver._sink = SimpleNamespace(**dict.fromkeys(('on_joints', 'on_gripper', 'on_efforts'),
+                                                   lambda *_: None))  # fmt: skip
+    driver._modes = SimpleNamespace(poll=lambda now: '', doubt=lambda: None)
+    driver._registers = SimpleNamespace(poll=lambda now: HEALTHY)
+    monkeypatch.setattr('spear_ros.ros.drivers.widowx.count_listeners', lambda *_: 1)
+    names = ['left_finger', *spec.joint_names]
+
+    def after(seconds, currents):
+        for _ in range(round(seconds / 0.05)):
+            clock.now += 0.05
+            driver._on_joints(joint_state_msg(0, names, [0.02] * 7, (), currents))
+            report = driver.poll()
+        return report
+
+    assert after(0.2, [100.0] * 7).reason == Reason.NONE
+    report = after(1.0, effort)
+    assert report.reason == Reason.MOTOR_ERROR
+    assert 'no motor currents of waist' in report.text
+    assert after(0.2, [100.0] * 7).reason == Reason.NONE
 
 
 def test_error_register_is_spelled_out():
