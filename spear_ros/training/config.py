@@ -172,6 +172,8 @@ class VlaDataConfig:
         for name in ('hide_wrist', 'jitter'):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f'data.{name} = {getattr(self, name)} must lie between 0 and 1.')
+        if self.open_shards < 1:
+            raise UserError(f'data.open_shards = {self.open_shards} must be at least 1.')
         if self.per_picture < 1 or (self.per_picture > 1 and not self.resident):
             raise UserError(
                 f'data.per_picture = {self.per_picture} must be at least 1, and more than 1 needs '

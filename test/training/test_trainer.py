@@ -317,6 +317,8 @@ def test_instructions_of_one_picture_share_it_and_give_the_loss_of_separate_samp
 
 
 def test_a_batch_that_does_not_divide_into_pictures_is_refused(shards, tmp_path):
+    with pytest.raises(UserError, match=r'data\.open_shards = 0 must be at least 1'):
+        make_config(shards, 'data.open_shards=0')  # the draw would never end
     with pytest.raises(UserError, match=r'needs data\.resident=true'):
         make_config(shards, 'data.per_picture=2')
     config = make_config(shards, 'data.resident=true', 'data.per_picture=3')
