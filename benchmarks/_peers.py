@@ -19,9 +19,9 @@ LABELS = {
     REFERENCE: 'our plain networks, eager',
     'transformers': "the same network from transformers' modules, eager",
     'pi0': "transformers' PI0, as many vision tokens, eager",
-    'compiled_step': 'our plain networks, torch.compile, step by step',
     'engine_torch': 'engine, torch kernels instead of Triton',
     'engine_eager': 'engine without graphs (its eager twin)',
+    'compiled_step': 'our plain networks, torch.compile, step by step',
     'compiled': 'our plain networks, torch.compile, all steps in one',
 }
 

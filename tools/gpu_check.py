@@ -20,6 +20,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,13 +61,23 @@ def steps(device: str, size: str, seconds: float, longer: float = 1.0) -> list[S
     """Return the plan; the last step takes all the time that the others leave."""
     python = sys.executable
     common = ('--size', size, '--device', device)
-    pytest = ('-m', 'pytest', '-m', 'gpu', '-q', '-ra', '-p', 'no:cacheprovider', *test_files())
+    pytest = (
+        '-m',
+        'pytest',
+        '-m',
+        'gpu or triton',
+        '-q',
+        '-ra',
+        '-p',
+        'no:cacheprovider',
+        *test_files(),
+    )
     accuracy = ('benchmarks/engine_accuracy.py', *common, '--seconds', str(40 * longer))
     benchmark = ('benchmark', *common, '--seconds', str(seconds), '--buckets', '--costs')
     peers = ('benchmarks/compare_peers.py', *common, '--seconds', str(2 * seconds))
     limits = ('--total', LEFT, '--limit', str(130 * longer))
     return [
-        Step('environment', (python, '-c', ENVIRONMENT, device), 40 * longer),
+        Step('environment', (python, '-c', ENVIRONMENT, device), 60 * longer),
         Step('tests', (python, *pytest), 70 * longer),
         Step('accuracy', (python, *accuracy), 75 * longer),
         Step('benchmark', (python, '-m', 'spear_ros.cli.main', *benchmark), 90 * longer),
@@ -77,11 +88,11 @@ def steps(device: str, size: str, seconds: float, longer: float = 1.0) -> list[S
 def test_files() -> list[str]:
     """Return the files that hold GPU tests and whose imports are there."""
     wanted = []
-    for folder in ('inference', 'networks'):
+    for folder in ('inference', 'networks', 'processing'):
         for path in sorted((ROOT / 'test' / folder).glob('test_*.py')):
             text = path.read_text(encoding='utf-8')
             absent = 'hypothesis' in text and importlib.util.find_spec('hypothesis') is None
-            if 'mark.gpu' in text and not absent:
+            if re.search(r'mark\.(gpu|triton)\b', text) and not absent:
                 wanted.append(str(path.relative_to(ROOT)))
     return wanted
 

@@ -30,7 +30,8 @@ WARM_UP_RUNS = 3
 
 NO_CAPTURE = (
     'set capture_graph: false in config/policies/spear1.yaml to run without graphs (several times '
-    'slower), or allow_eager: true to do so by itself, and report this text.'
+    'slower), or allow_eager: true to do so by itself, or kernels: torch if Triton is named, and '
+    'report this text.'
 )
 
 
@@ -180,7 +181,20 @@ def refuse_on_failure(what: str, mend: str = '') -> Iterator[None]:
             ) from None
         if not mend:
             raise
-        raise UserError(f'{what} failed ({text}); {mend}') from None
+        raise UserError(f'{what} failed ({_cause(error)}); {mend}') from error
+    except UserError:
+        raise
+    except Exception as error:  # Triton's own errors are no RuntimeErrors
+        if not mend:
+            raise
+        raise UserError(f'{what} failed ({_cause(error)}); {mend}') from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first error: what ends a broken capture raises another one over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
 
 
 class OutOfMemoryError(UserError):

@@ -243,7 +243,7 @@ class Engine:
         if shape in self._runners:
             self._runners.move_to_end(shape)
             return self._runners[shape]
-        if len(self._runners) >= MAX_RUNNERS:
+        if len(self._runners) >= max(MAX_RUNNERS, len(self.shapes())):
             self._runners.popitem(last=False)[1].close()
         if self._warm and self.captures:
             self._warn(
@@ -270,7 +270,9 @@ class Engine:
             stored = model.vlm.language.norm.weight.dtype
             # A CPU multiplies in float32, whatever the weights are kept in.
             compute = torch.float32 if cpu else stored
-            ops, reason = choose_ops(self.settings.kernels, self.device, compute)
+            ops, reason = choose_ops(
+                self.settings.kernels, self.device, compute, self.config.suffix_tokens
+            )
             if reason:
                 self._warn(reason)
             options = FuseOptions(

@@ -7,7 +7,7 @@ What is folded, so that no call computes it again:
   maps of its blocks;
 - SigLIP's final norm and MoGe's, both projectors and the mean of the two into ONE map over
   concatenated features;
-- (1 + w) sqrt(D) of every RMS norm into the map behind it: x / sqrt(sum x^2 + D eps) is left;
+- (1 + w) of every RMS norm into the map behind it: x / sqrt(mean x^2 + eps) is left;
 - action embedding and the action half of the time mixer into one (D, 8) map, the other half into a
   table with a row per Euler step.
 
@@ -323,8 +323,12 @@ def _fold_pixels(
 
 
 def _fold_rms(norm: RmsNorm, weight: Tensor) -> Tensor:
-    """Fold (1 + w) sqrt(D) into the columns of the map behind a norm, float32."""
-    return weight.float() * ((1 + norm.weight.float()) * norm.weight.numel() ** 0.5)
+    """Fold 1 + w into the columns of the map behind a norm, float32.
+
+    Not sqrt(D) too: unless it is a power of two, every weight would be rounded once more, which
+    costs half of bfloat16's accuracy again.
+    """
+    return weight.float() * (1 + norm.weight.float())
 
 
 def _pair_up(weight: Tensor, heads: int, dim: int) -> Tensor:

@@ -12,10 +12,12 @@ Kernels = Literal['auto', 'triton', 'torch']
 
 # Ampere: bfloat16 in hardware. Older cards run the torch operations.
 MIN_CAPABILITY = (8, 0)
+MAX_TOKENS = 16
+"""Of the suffix (proprioception and horizon): the kernels of the expert hold one tile of them."""
 
 
 def choose_ops(
-    kernels: Kernels, device: torch.device, compute: torch.dtype
+    kernels: Kernels, device: torch.device, compute: torch.dtype, suffix_tokens: int
 ) -> tuple[type[TorchOps], str]:
     """Return the operations to run and, where ``auto`` had to fall back on a GPU, why.
 
@@ -24,7 +26,7 @@ def choose_ops(
     """
     if kernels == 'torch' or (kernels == 'auto' and device.type != 'cuda'):
         return TorchOps, ''
-    reason = _obstacle(device, compute)
+    reason = _obstacle(device, compute, suffix_tokens)
     if not reason:
         from spear_ros.inference.triton_ops import TritonOps
 
@@ -34,7 +36,9 @@ def choose_ops(
     return TorchOps, f'Triton kernels are not used, torch operations are slower: {reason}.'
 
 
-def _obstacle(device: torch.device, compute: torch.dtype) -> str:
+def _obstacle(device: torch.device, compute: torch.dtype, suffix_tokens: int) -> str:
+    if suffix_tokens > MAX_TOKENS:
+        return f'{suffix_tokens} suffix tokens, the kernels hold {MAX_TOKENS}'
     if importlib.util.find_spec('triton') is None:
         return 'the package triton is not installed'
     if device.type != 'cuda':

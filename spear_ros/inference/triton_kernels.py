@@ -26,7 +26,7 @@ def add_norm_kernel(
     """x += y, out = norm of x; one program per row.
 
     LAYER: layer norm with epsilon ``floor``, AFFINE with weight and bias. Otherwise
-    x / sqrt(sum of squares + floor).
+    x / sqrt((sum of squares + floor) / columns).
     """
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def add_norm_kernel(
             value = value * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
             value += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     else:
-        value = value / tl.sqrt(tl.sum(value * value, 0) + floor)
+        value = value / tl.sqrt((tl.sum(value * value, 0) + floor) / columns)
     tl.store(out + row * columns + at, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -97,8 +97,8 @@ def skinny_linear_kernel(
 ):  # fmt: skip
     """out (M, N) = [out +] act(r x W' + b) for M <= 16; programs (N / BLOCK_N).
 
-    NORM: r = 1 / sqrt(sum of squares of the row + floor), which needs no pass of its own. ADD: the
-    product is added to what ``out`` holds; ``out`` must not be ``x``.
+    NORM: r = 1 / sqrt((sum of squares of the row + floor) / columns), which needs no pass of its
+    own. ADD: the product is added to what ``out`` holds; ``out`` must not be ``x``.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, 16)
@@ -119,7 +119,7 @@ def skinny_linear_kernel(
             squares += tl.sum(wide * wide, 0)
         acc += tl.dot(w, v.to(w.dtype), input_precision='ieee')
     if NORM:
-        acc = acc / tl.sqrt(squares + floor)[None, :]
+        acc = acc / tl.sqrt((squares + floor) / columns)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < rows, other=0.0).to(tl.float32)[:, None]
     if SILU:
@@ -156,7 +156,7 @@ def skinny_geglu_kernel(
         squares += tl.sum(wide * wide, 0)
         gate += tl.dot(g, v.to(g.dtype), input_precision='ieee')
         up += tl.dot(u, v.to(u.dtype), input_precision='ieee')
-    r = (1.0 / tl.sqrt(squares + floor))[None, :]
+    r = (1.0 / tl.sqrt((squares + floor) / columns))[None, :]
     result = _gelu_tanh(gate * r) * (up * r)
     inside = (m[None, :] < M) & (n[:, None] < width)
     tl.store(out + m[None, :] * width + n[:, None], result.to(out.dtype.element_ty), mask=inside)

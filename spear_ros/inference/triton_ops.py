@@ -17,6 +17,7 @@ from spear_ros.inference.fused_weights import (
     FusedWeights,
     GemmaLayer,
 )
+from spear_ros.inference.kernels import MAX_TOKENS
 from spear_ros.inference.ops import SuffixKeys, TorchOps
 from spear_ros.networks.config import FlowConfig
 
@@ -24,7 +25,6 @@ from spear_ros.networks.config import FlowConfig
 # doc/decisions/engine.md. Rows of a weight per program, columns per load.
 BLOCK_N, BLOCK_K, STAGES = 16, 256, 4
 KEYS_PER_PIECE = 32
-MAX_TOKENS = 16
 
 
 class TritonOps(TorchOps):

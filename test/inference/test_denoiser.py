@@ -38,7 +38,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a C
 def make_network(device='cpu', kernels='auto', dtype=torch.float32):
     torch.manual_seed(0)
     model = Spear1(CONFIG).eval().requires_grad_(False).to(device, dtype)
-    ops, _ = choose_ops(kernels, torch.device(device), dtype)
+    ops, _ = choose_ops(kernels, torch.device(device), dtype, CONFIG.suffix_tokens)
     options = FuseOptions(compute=dtype, steps=10, adjacent_pairs=ops.adjacent_pairs)
     weights = fuse(model, options)
     return FusedSpear1(weights, ops(weights))
@@ -174,3 +174,22 @@ def test_a_captured_chunk_allocates_nothing_and_launches_without_waiting():
     after = torch.cuda.memory_stats()
     for key in ('allocation.all.allocated', 'segment.all.allocated', 'num_alloc_retries'):
         assert after[key] == before[key]
+
+
+def test_a_long_horizon_runs_without_the_kernels_that_hold_sixteen_tokens():
+    cpu = torch.device('cpu')
+    with pytest.raises(UserError, match='51 suffix tokens'):
+        choose_ops('triton', cpu, torch.float32, 51)
+
+
+def test_the_first_error_of_a_broken_capture_is_told():
+    def capture():
+        try:
+            raise ValueError('out of resource: shared memory')
+        finally:
+            raise RuntimeError('operation failed due to a previous error during capture')
+
+    with pytest.raises(UserError, match='shared memory'), refuse_on_failure('capturing', 'a mend'):
+        capture()
+    with pytest.raises(UserError, match='no RuntimeError'), refuse_on_failure('it', 'a mend'):
+        raise LookupError('no RuntimeError')
