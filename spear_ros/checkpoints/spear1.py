@@ -189,6 +189,8 @@ def read_config(folder: Path | str) -> CheckpointConfig:
         )
     data = _read_json(file)
     version = data.get('format_version') if isinstance(data, dict) else None
+    if version is None and (Path(folder) / 'export' / CONFIG).is_file():
+        raise UserError(f'{folder} is the folder of a training; give {Path(folder) / "export"}.')
     if version != FORMAT_VERSION:
         raise UserError(
             f'{file}: format_version is {version!r} and this software reads {FORMAT_VERSION}; '

@@ -105,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away; a second complaint at exit would be noise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sentence = f'{error.filename}: {error.strerror}; give a path that can be used.'
     print(f'spear {chosen}: {sentence}', file=sys.stderr)
     return USER_ERROR
 

@@ -29,7 +29,9 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
             own.add_argument(
                 '--rollouts', type=int, default=0, help='validation episodes per family and robot'
             )
-            own.add_argument('--robots', default='fr3,wx250s', help='robots to roll out on')
+            own.add_argument(
+                '--robots', default='', help='default: those of fr3 and wx250s in the data'
+            )
             own.add_argument('--families', default='touch,push,pick,put')
             own.add_argument('--rollout-device', default='cpu')
     parser.set_defaults(run=run)
@@ -67,13 +69,22 @@ def rollout_validation(args: argparse.Namespace) -> Any:
 
     def validate(checkpoint: Path) -> Mapping[str, float]:
         figures: dict[str, float] = {}
-        for robot in robots:
+        for robot in robots or robots_of(checkpoint):
             figures |= roll_out_checkpoint(
                 checkpoint, robot, families, args.rollouts, args.rollout_device
             )
         return figures
 
     return validate
+
+
+def robots_of(checkpoint: Path) -> list[str]:
+    """The simulated robots that a checkpoint was trained on."""
+    from spear_ros.checkpoints.spear1 import read_config
+    from spear_ros.robots.registry import get_robot
+
+    trained = read_config(checkpoint).embodiments
+    return [name for name in ('fr3', 'wx250s') if get_robot(name).embodiment in trained]
 
 
 def roll_out_checkpoint(

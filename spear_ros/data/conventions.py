@@ -66,6 +66,9 @@ WIDTHS: dict[str, int] = {
 
 Poses = tuple[FloatArray, FloatArray]
 
+_BEYOND = 0.5
+"""Of the way from closed to open: overshoot of a sensor, not another unit."""
+
 
 def decode_poses(raw: FloatArray, encoding: str, robot: str = '') -> Poses:
     """Raw rows (n, k) to positions (n, 3) and quaternions (n, 4) wxyz.
@@ -134,8 +137,19 @@ def decode_commands(raw: FloatArray, encoding: str, reached: Poses) -> Poses:
 
 
 def opening(raw: FloatArray, open_value: float, closed_value: float) -> FloatArray:
-    """Scale recorded values (n,) so that ``open_value`` is 1 and ``closed_value`` is 0, clipped."""
+    """Scale recorded values (n,) so that ``open_value`` is 1 and ``closed_value`` is 0, clipped.
+
+    Raises:
+        UserError: a value is not finite, or so far outside that the unit must be another one.
+    """
     scaled = (np.asarray(raw, float) - closed_value) / (open_value - closed_value)
+    strange = ~(abs(scaled - 0.5) <= 0.5 + _BEYOND)
+    if strange.any():
+        frame = int(strange.argmax())
+        raise UserError(
+            f'the gripper is {np.asarray(raw)[frame]:g} in frame {frame}, and the row says open = '
+            f'{open_value:g}, closed = {closed_value:g}; write the values that the recording has.'
+        )
     return np.clip(scaled, 0.0, 1.0)
 
 

@@ -152,9 +152,6 @@ def convert_to_shards(
     report_path = out / f'report-{settings.part[0]:03d}.json'
     with ShardWriter(out, card, part=settings.part, shard_mb=settings.shard_mb) as writer:
         _restore(report, report_path)
-        if writer.complete:
-            report.already_there = len(writer.done_keys)
-            return report
         for pending in _chosen(source, settings, writer.done_keys, report):
             left_out = len(report.skipped)
             samples = _samples(pending, source, settings, report)

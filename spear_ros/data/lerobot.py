@@ -61,6 +61,9 @@ class LeRobotDataset:
                 f'{root}: codebase_version "{self.version}" is not one of {", ".join(SUPPORTED)}; '
                 'convert it with the lerobot package first.'
             )
+        for name in ('fps', 'features'):
+            if name not in self.info:
+                raise UserError(f'{root}: {name} is missing in meta/info.json; export it again.')
         self.fps = float(self.info['fps'])
         if not 0 < self.fps <= 1000:
             raise UserError(f'{root}: fps = {self.info["fps"]} in info.json is not a frame rate.')
@@ -199,7 +202,7 @@ class LeRobotColumns:
     def texts(self, path: str) -> list[str]:
         """``task``: the task of each frame; any other name: a text feature."""
         if path == 'task':
-            return [self.dataset.tasks[int(i)] for i in self.numbers('task_index')[:, 0]]
+            return [str(self.dataset.tasks[int(i)] or '') for i in self.numbers('task_index')[:, 0]]
         return (
             [str(v) for v in self.rows[path].to_pylist()] if path in self.rows.schema.names else []
         )

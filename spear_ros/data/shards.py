@@ -166,7 +166,7 @@ class ShardDataset:
         if unfinished and not allow_partial:
             raise UserError(
                 f'{self.root}: part {min(unfinished)} of {max(counts, default=1)} is not finished; '
-                'run the same "spear data convert" again, or pass --allow-partial.'
+                'run the same "spear data convert" again (data check takes --allow-partial).'
             )
         if not shards:
             raise UserError(f'{self.root}: no finished shard.')
@@ -176,8 +176,15 @@ class ShardDataset:
         return shards
 
     def numbers(self, shard: int, index: int) -> FloatArray:
-        """(1 + H, 9) of one sample, without its pictures."""
-        return np.load(io.BytesIO(self._read(shard, index, NUMBERS_MEMBER)))
+        """(1 + H, 9) of one sample, without its pictures.
+
+        Raises:
+            UserError: the shard is damaged.
+        """
+        try:
+            return np.load(io.BytesIO(self._read(shard, index, NUMBERS_MEMBER)))
+        except (ValueError, OSError, EOFError) as error:
+            raise self._damaged(shard, index, error) from None
 
     def info(self, shard: int, index: int) -> dict[str, Any]:
         """The JSON member of one sample."""
@@ -193,10 +200,7 @@ class ShardDataset:
             info = self.info(shard, index)
             numbers = self.numbers(shard, index)
         except (ValueError, OSError) as error:
-            raise UserError(
-                f'{self.shards[shard].path}: sample {index} is damaged ({error}); '
-                'run "spear data check --verify" and convert again.'
-            ) from None
+            raise self._damaged(shard, index, error) from None
         wrist = self._read(shard, index, WRIST_MEMBER)
         return Sample(
             key=info.pop('key'),
@@ -207,6 +211,12 @@ class ShardDataset:
             external=self._read(shard, index, EXTERNAL_MEMBER),
             wrist=wrist or None,
             info=info,
+        )
+
+    def _damaged(self, shard: int, index: int, error: Exception) -> UserError:
+        return UserError(
+            f'{self.shards[shard].path}: sample {index} is damaged ({error}); convert or copy the '
+            'data again.'
         )
 
     def damaged_shards(self) -> Iterator[Path]:

@@ -84,6 +84,10 @@ class LoggingConfig:
     every_steps: int = 20
     tensorboard: bool = True
 
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise UserError(f'logging.every_steps = {self.every_steps} must be at least 1.')
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -124,6 +128,9 @@ class TrainConfig:
         for name in ('steps', 'batch_size', 'accumulate', 'max_bad'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} = {getattr(self, name)} must be at least 1.')
+        for name in ('seed', 'validate_every', 'max_minutes'):
+            if getattr(self, name) < 0:
+                raise UserError(f'{name} = {getattr(self, name)} must not be negative.')
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'ema_decay = {self.ema_decay} must lie between 0 and 1.')
         if self.frozen_dtype == 'bfloat16' and self.precision == 'float32':
@@ -190,6 +197,10 @@ class LoraConfig:
     alpha: float = 16.0
     """The update counts alpha / rank times."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f'lora.rank = {self.rank} must not be negative; 0 = none.')
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingConfig:
@@ -254,6 +265,14 @@ class VlaConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tau_per_sample < 1:
+            raise UserError(f'tau_per_sample = {self.tau_per_sample} must be at least 1.')
+        horizon = self.model.flow.horizon
+        if self.sampling.execute_steps > max(1, horizon - 1):
+            raise UserError(
+                f'sampling.execute_steps = {self.sampling.execute_steps}: a chunk has {horizon} '
+                f'knots; give at most {max(1, horizon - 1)}.'
+            )
         if self.grounding.layers > self.model.language.layers:
             raise UserError(
                 f'grounding.layers = {self.grounding.layers} is more than the language stack has: '

@@ -24,7 +24,7 @@ USER_ERROR = 2
 def add_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     """Declare the arguments of one kind."""
     parser.add_argument('--recipe', required=True, help=', '.join(RECIPES[kind]))
-    parser.add_argument('--out', type=Path, required=True, help='folder of the run; goes on there')
+    parser.add_argument('--out', type=Path, help='folder of the run; goes on there')
     parser.add_argument('--list', action='store_true', help='print the settings and end')
     parser.add_argument('settings', nargs='*', metavar='key=value', help='such as batch_size=64')
 
@@ -60,6 +60,8 @@ def train(
     if args.list:
         print_settings(config)
         return None
+    if args.out is None:
+        raise UserError('--out is missing: the folder of the run, which it goes on in.')
     if config.deterministic:
         # cuBLAS reads it when it is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -82,5 +84,10 @@ def main(kind: str, argv: Sequence[str] | None = None) -> int:
         train(kind, parse_with_settings(parser, argv))
     except UserError as error:
         sys.stderr.write(f'spear_ros.training.{kind}: {error}\n')
+        return USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f'spear_ros.training.{kind}: {error.filename}: {error.strerror}\n')
         return USER_ERROR
     return 0

@@ -195,9 +195,10 @@ class Trainer:
         return self._finish()
 
     def _finish(self) -> Outcome:
+        # Exported first: a validation that fails must not take the weights with it.
+        checkpoint_id = self.export(self.folder / EXPORT)
         if not (self.config.validate_every and self.config.steps % self.config.validate_every == 0):
             self.validate()
-        checkpoint_id = self.export(self.folder / EXPORT)
         self._tell_status(finished=True)
         self._log.say(f'finished {self.config.steps} steps: {self.folder / EXPORT}')
         return Outcome(finished=True, step=self.state.step, checkpoint_id=checkpoint_id)

@@ -16,6 +16,13 @@ from spear_ros.cli.main import main
         (['--recipe', 'spear1_debug', 'data.shards=/nowhere'], 'cannot read the card'),
         (['--recipe', 'spear1_debug', '--rollouts', '1', '--robots', 'fr4'], 'fr4'),
         (['--recipe', 'spear1_debug', '--rollouts', '1', '--families', 'tuch'], 'touch'),
+        (['--recipe', 'spear1_debug', 'logging.every_steps=0'], 'logging.every_steps = 0'),
+        (['--recipe', 'spear1_debug', 'tau_per_sample=0'], 'tau_per_sample = 0'),
+        (['--recipe', 'spear1_debug', 'seed=-1'], 'seed = -1'),
+        (['--recipe', 'spear1_debug', 'lora.rank=-1'], 'lora.rank = -1'),
+        (['--recipe', 'spear1_debug', 'validate_every=-1'], 'validate_every = -1'),
+        (['--recipe', 'spear1_debug', 'sampling.execute_steps=9'], 'give at most 4'),
+        (['--recipe', 'spear1_debug', '--out', '/proc/x', 'data.shards=/x'], '/proc/x: No such'),
         (['--recipe', 'spear1_debug', 'device=cuda', 'data.shards=/x'], 'cuda'),
     ],
 )
@@ -33,8 +40,8 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, sentence, tmp_path, c
 
 
 def test_settings_can_be_looked_at_without_starting(tmp_path, capsys):
-    command = ['train', 'moge', '--recipe', 'moge_tiny', '--out', str(tmp_path / 'x'), '--list',
-               'steps=7', 'optimizer.warmup_steps=3']  # fmt: skip
+    command = ['train', 'moge', '--recipe', 'moge_tiny', '--list', 'steps=7',
+               'optimizer.warmup_steps=3']  # fmt: skip
     assert main(command) == 0
     assert 'steps: 7' in capsys.readouterr().out
     assert not (tmp_path / 'x').exists()
@@ -45,7 +52,8 @@ def test_demonstrations_a_training_and_its_roll_outs_go_together(tmp_path, capsy
     data, folder = tmp_path / 'demonstrations', tmp_path / 'run'
     collect = ['--robot', 'widowx', '--families', 'touch', '--seeds', '0:1', '--relabel', '0']
     assert main(['demonstrations', *collect, '--out', str(data)]) == 0
-    options = ['--rollouts', '1', '--robots', 'wx250s', '--families', 'touch']
+    # The robots are those of the data: one.
+    options = ['--rollouts', '1', '--families', 'touch']
     settings = [f'data.shards={data}', 'steps=2', 'batch_size=4', 'saving.every_steps=2']
     command = ['train', 'vla', '--recipe', 'spear1_debug', '--out', str(folder), *options]
     assert main([*command, *settings]) == 0

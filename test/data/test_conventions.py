@@ -164,3 +164,9 @@ def test_a_grasp_that_stops_half_way_counts_as_shut_from_its_beginning():
 def test_jitter_of_the_fingers_switches_nothing():
     state = 0.5 + 0.05 * np.random.default_rng(0).uniform(-1, 1, 200)
     assert len(set(command_from_motion(state))) == 1
+
+
+@pytest.mark.parametrize('value', [float('nan'), 85.0, -0.9])
+def test_an_opening_that_is_no_number_or_of_another_unit_is_refused(value):
+    with pytest.raises(UserError, match='in frame 2, and the row says open = 1, closed = 0'):
+        opening(np.array([0.0, 1.1, value, 1.0]), 1.0, 0.0)

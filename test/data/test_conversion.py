@@ -79,6 +79,13 @@ def test_converting_twice_does_nothing_the_second_time(tmp_path, episodes):
     assert ShardDataset(tmp_path).content_hash == before
 
 
+def test_a_finished_folder_takes_further_episodes(tmp_path, episodes):
+    convert_to_shards(source_of(episodes[:4]), tmp_path, SMALL)
+    more = convert_to_shards(source_of(episodes), tmp_path, SMALL)
+    assert (more.episodes, more.already_there) == (2, 4)
+    assert len(keys(tmp_path)) == 120
+
+
 def test_a_run_that_dies_is_taken_up_and_ends_with_the_same_samples(tmp_path, episodes):
     class Died(Exception):
         pass

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,14 @@ def test_a_folder_that_is_no_dataset_is_a_sentence(tmp_path, content, what):
         (tmp_path / 'dataset.json').write_text(content)
     with pytest.raises(UserError, match=what):
         read_card(tmp_path)
+
+
+def test_a_shard_that_was_cut_short_is_named_by_its_numbers_too(tmp_path):
+    write(tmp_path, [('a', 3)])
+    tar = tmp_path / 'shard-000-00000.tar'
+    os.truncate(tar, 600)
+    with pytest.raises(UserError, match=r'shard-000-00000.tar: sample 2 is damaged'):
+        ShardDataset(tmp_path).numbers(0, 2)
 
 
 def test_a_missing_shard_is_named(tmp_path):
