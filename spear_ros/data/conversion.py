@@ -277,7 +277,15 @@ def _samples(
         steps = resample(episode, settings.resample)
         if not len(steps):
             _skip(report, episode.key, 'not one sample (too short, or pictures and poses apart)')
-        yield from samples_of(episode, steps, settings.pictures, drop_idle=source.drop_idle)
+        try:  # pictures are read here: a video may be missing or damaged
+            samples = list(
+                samples_of(episode, steps, settings.pictures, drop_idle=source.drop_idle)
+            )
+        except UserError as error:
+            report.episodes -= 1
+            _skip(report, episode.key, str(error))
+            continue
+        yield from samples
 
 
 def _even_runs(steps: Steps, step_ns: int) -> Iterator[tuple[Steps, np.ndarray]]:

@@ -123,6 +123,9 @@ class Lockstep:
             self.executor.reset()
         self.run(0.3)  # let the streams' statistics fill, as a person would
         answer = self.executor.arm()
+        if not answer.accepted:  # an arm that still sways: a person waits and calls again
+            self.run(1.0)
+            answer = self.executor.arm()
         if not answer.accepted:
             return f'arm refused: {answer.text}'
         self.run(0.1)

@@ -11,7 +11,7 @@ from spear_ros.runtime.watchdog import Finding, JointWatch, StreamMeter
 
 # A bad sample or a skewed stamp counts as present for this long after it was seen.
 RECENT_S = 0.5
-TWO_POLICIES_S = 1.0
+TWO_POLICIES_S = 0.5
 
 
 class ExecutorInputs:
@@ -70,7 +70,7 @@ class ExecutorInputs:
         if last is None or last.policy_session == health.policy_session:
             return
         other, self._other_policy = self._other_policy, (last.received_ns, last.policy_session)
-        # Heard, replaced and heard again within a second: not a restart, both are alive.
+        # Heard, replaced and heard again at once (10 Hz each): not a restart, both are alive.
         if (
             other is not None
             and other[1] == health.policy_session

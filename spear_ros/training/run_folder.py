@@ -11,9 +11,10 @@ from typing import Any
 
 from spear_ros.core.config import to_mapping
 from spear_ros.core.errors import UserError
-from spear_ros.data.shards import write_json
+from spear_ros.data.shards import file_sha256, write_json
 from spear_ros.training.distributed import Place, barrier
 
+CHECKPOINT_CONFIG = 'config.json'
 CHANGEABLE = ('max_minutes', 'saving', 'logging', 'validate_every', 'check_memory', 'device',
               'max_bad', 'parallel')  # fmt: skip
 """Fields that may differ when a run goes on: they do not change its result."""
@@ -40,6 +41,34 @@ def keep_config(folder: Path, config: Any, place: Place) -> None:
     barrier(place)
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+
+
+def keep_start(folder: Path, config: Any, place: Place) -> None:
+    """Note which checkpoints the run starts from, or hold it against what was noted.
+
+    Frozen weights are read again from ``init`` and ``moge`` whenever a run goes on, so another
+    checkpoint in the same place would be mixed with what was trained on the first one.
+
+    Raises:
+        UserError: one of them holds another checkpoint now.
+    """
+    path = folder / 'start.json'
+    ours = {
+        name: file_sha256(Path(value) / CHECKPOINT_CONFIG)  # it holds the hashes of the weights
+        for name in ('init', 'moge')
+        if (value := getattr(config, name, '')) and (Path(value) / CHECKPOINT_CONFIG).is_file()
+    }
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding='utf-8'))
+        for name, now in ours.items():
+            if theirs.get(name, now) != now:
+                raise UserError(
+                    f'{folder}: {name} = {getattr(config, name)} holds another checkpoint than '
+                    'when this run began; put the first one back, or choose another --out.'
+                )
+    barrier(place)
+    if place.first:
         write_json(path, ours)
 
 

@@ -42,7 +42,7 @@ from spear_ros.training.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from spear_ros.training.run_folder import keep_config, stop_signals
+from spear_ros.training.run_folder import keep_config, keep_start, stop_signals
 from spear_ros.training.task import Batch, BatchStream, Task
 from spear_ros.training.weights import averaged_weights, fill, full_state
 
@@ -145,6 +145,7 @@ class Trainer:
         config, place = self.config, self.place
         _set_determinism(config.deterministic)
         keep_config(self.folder, config, place)
+        keep_start(self.folder, config, place)
         self.task.prepare(place)
         with torch.device('meta'):
             self.module = self.task.make_module()

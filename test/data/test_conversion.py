@@ -17,6 +17,7 @@ from spear_ros.data.conversion import (
     convert_to_shards,
     throttled,
 )
+from spear_ros.data.episodes import ArrayFrames
 from spear_ros.data.loader import BatchLoader, LoaderSettings
 from spear_ros.data.mixtures import MixtureSampler, action_specs, load_mixture
 from spear_ros.data.resampling import ResampleSettings
@@ -121,6 +122,20 @@ def test_bad_episodes_are_left_out_with_their_reason(tmp_path, episodes, make_ep
     assert saved['rate_hz_min_median_max'] == [5.0, 5.0, 5.0]
     again = convert_to_shards(source_of(mixed), tmp_path, SMALL)
     assert set(again.skipped) == {'bad', 'mute'}
+
+
+def test_an_episode_whose_pictures_cannot_be_read_is_left_out(tmp_path, episodes, make_episode):
+    def lost(index):
+        raise UserError('episode blind: the video cannot be decoded')
+
+    good = make_episode('blind')
+    stamps = good.cameras['external'].stamps_ns
+    blind = dataclasses.replace(
+        good, cameras={**good.cameras, 'external': ArrayFrames(stamps, lost)}
+    )
+    report = convert_to_shards(source_of([*episodes, ('blind', blind)]), tmp_path, SMALL)
+    assert (report.episodes, report.samples, len(keys(tmp_path))) == (6, 120, 120)
+    assert report.skipped == {'blind': 'episode: the video cannot be decoded'}
 
 
 def test_when_most_episodes_are_bad_the_run_stops(tmp_path, episodes):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from spear_ros.training.optimizer import (
     make_optimizer,
 )
 from spear_ros.training.recipes import RECIPES, change, find_recipe
+from spear_ros.training.run_folder import keep_start
 from spear_ros.training.vla_task import VlaTask
 
 
@@ -302,3 +304,17 @@ def test_a_disk_that_refuses_figures_is_said_once_and_ends_nothing(tmp_path, cap
     log.write('train', 4, {'loss': 0.5})
     assert capsys.readouterr().err.count('No space left on device') == 1
     assert [line['step'] for line in read_metrics(tmp_path)] == [1, 4]
+
+
+def test_a_run_does_not_go_on_from_another_checkpoint_in_the_same_place(tmp_path):
+    start, run = tmp_path / 'start', tmp_path / 'run'
+    for folder in (start, run):
+        folder.mkdir()
+    (start / 'config.json').write_text('{"files": "a"}')
+    config = SimpleNamespace(init=str(start), moge='')
+    keep_start(run, config, Place())
+    keep_start(run, config, Place())
+    (start / 'config.json').write_text('{"files": "b"}')
+    with pytest.raises(UserError, match=r'start holds another checkpoint'):
+        keep_start(run, config, Place())
+    keep_start(tmp_path / 'run', SimpleNamespace(init='', moge=''), Place())
