@@ -16,12 +16,14 @@ from spear_ros.robots.spec import RobotSpec
 from spear_ros.runtime.watchdog import Finding, apart
 
 MEMORY_S = 0.5
-"""Longer than any controller lags (WidowX profile times and crisp: below 0.3 s)."""
+"""Longer than a controller lags: the WidowX by its profile of 50 ms, a trajectory by two thirds of
+``trajectory_time_s``."""
 _EVERY_S = 0.02
 FAR_M, FAR_RAD = 0.08, 0.5
-"""A compliant Franka is pressed so far from its target by 30 N and more."""
+"""A judgement, not measured on an arm: at 400 N/m it takes 32 N to press a Franka so far."""
 ARRIVED_M, ARRIVED_RAD = 0.05, 0.3
-"""At rest a healthy arm is nearer than this to its target: the steady error is 1 to 2 cm."""
+"""At rest a healthy arm is nearer than this to its target: in simulation the steady
+error is 1 cm."""
 
 
 class FollowingWatch:

@@ -19,7 +19,6 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
 from spear_ros.core.reasons import Reason
-from spear_ros.core.types import FloatArray
 from spear_ros.robots.kinematics import forward
 from spear_ros.robots.spec import RobotSpec
 from spear_ros.ros.config import FrankaDriverConfig, RobotConfig
@@ -45,6 +44,7 @@ _ACTIVE = 3  # lifecycle_msgs/State.PRIMARY_STATE_ACTIVE
 
 _CAUSE_WAIT_S = 0.15
 _MODE_LAG_S = 0.03
+_FRESH_S = 0.5
 _ARRIVES_S = 0.2
 """A message to a controller of the same computer."""
 
@@ -165,7 +165,7 @@ class FrankaDriver:
         )
         self._next_state_poll = 0.0
         self._names = names
-        self._measured: FloatArray | None = None
+        self._measured: tuple[float, JointState] | None = None
 
     # ------------------------------------------------------------------------------------- set-up
 
@@ -298,7 +298,9 @@ class FrankaDriver:
         name = self._config.controller
         if (self.health.activity or {}).get(name) == 'active':
             return ''
-        self._stand_where_measured()
+        problem = self._stand_where_measured()
+        if problem:
+            return problem
         request = self._cm_srvs.SwitchController.Request(
             activate_controllers=[name],
             strictness=self._cm_srvs.SwitchController.Request.STRICT,
@@ -307,20 +309,29 @@ class FrankaDriver:
         request.timeout.sec = int(self._config.recover_timeout_s)
         return self._ask(self._switch, request)
 
-    def _stand_where_measured(self) -> None:
+    def _stand_where_measured(self) -> str:
         """Replace the target that crisp has kept.
 
         Targets that reach an inactive crisp controller are followed once it is activated, however
         old: the last ones from before a reflex, though the arm may have been led away since
         (crisp_controllers, cartesian_controller.cpp: ``new_target_pose_``).
         """
-        q = self._measured
-        if q is None or not np.isfinite(q).all():
-            return
+        heard_s, message = self._measured or (-_FRESH_S, JointState())
+        index = {name: i for i, name in enumerate(message.name)}
+        if (
+            self._monotonic() - heard_s > _FRESH_S
+            or len(message.position) != len(index)
+            or not all(name in index for name in self._names)
+        ):
+            return f'{self._arm.topic} does not say where the arm stands.'
+        q = np.array([message.position[index[name]] for name in self._names])
+        if not np.isfinite(q).all():
+            return f'{self._arm.topic} has an angle that is not finite.'
         now = self._node.get_clock().now().nanoseconds
         T = forward(self._spec, q)
         self._output.send(Command(stamp_ns=now, T_base_ee=T, q_rad=q, gripper=None, holding=True))
         time.sleep(_ARRIVES_S)
+        return ''
 
     def _ask(self, client: Any, request: Any) -> str:
         if not client.service_is_ready():
@@ -351,9 +362,7 @@ class FrankaDriver:
             return
         now = self._node.get_clock().now().nanoseconds
         q = np.asarray(message.position, float)
-        index = {name: i for i, name in enumerate(message.name)}
-        if len(q) == len(index) and all(name in index for name in self._names):
-            self._measured = q[[index[name] for name in self._names]]
+        self._measured = (self._monotonic(), message)
         self._sink.on_joints(ns_from_time(message.header.stamp), now, message.name, q)
 
     def _on_activity(self, message: Any) -> None:

@@ -171,6 +171,21 @@ def test_franka_does_not_go_back_to_a_target_that_the_controller_kept(rig):
     np.testing.assert_allclose(rig.q(), stood, atol=0.05)
 
 
+def test_franka_controller_is_not_activated_while_nobody_knows_where_the_arm_is(rig):
+    if rig.config.gripper != 'franka_hand' or rig.config.franka.command == 'joint_trajectory':
+        pytest.skip('once is enough')
+    rig.fault('reflex')
+    rig.until(lambda: rig.report.reason == Reason.ROBOT_REFLEX, 'ROBOT_REFLEX')
+    rig.fault('joints_drop')
+    threading.Event().wait(1.0)
+    report = rig.driver.recover(lambda text: None)
+    assert report.reason == Reason.DRIVER_LOST
+    assert 'does not say where the arm stands' in report.text
+    rig.fault('clear joints_drop')
+    threading.Event().wait(0.3)
+    assert rig.driver.recover(lambda text: None).reason == Reason.NONE
+
+
 def test_franka_user_stop_is_not_recovered_while_pressed(rig):
     if rig.config.gripper != 'franka_hand':
         pytest.skip(
