@@ -57,7 +57,7 @@ class Step:
     limit_s: float
 
 
-def steps(device: str, size: str, seconds: float, longer: float = 1.0) -> list[Step]:
+def steps(device: str, size: str, seconds: float, out: Path, longer: float = 1.0) -> list[Step]:
     """Return the plan; the last step takes all the time that the others leave."""
     python = sys.executable
     common = ('--size', size, '--device', device)
@@ -74,6 +74,7 @@ def steps(device: str, size: str, seconds: float, longer: float = 1.0) -> list[S
     )
     accuracy = ('benchmarks/engine_accuracy.py', *common, '--seconds', str(40 * longer))
     benchmark = ('benchmark', *common, '--seconds', str(seconds), '--buckets', '--costs')
+    benchmark = (*benchmark, '--output', str(out / 'benchmark.json'))
     peers = ('benchmarks/compare_peers.py', *common, '--seconds', str(2 * seconds))
     limits = ('--total', LEFT, '--limit', str(130 * longer))
     return [
@@ -185,12 +186,15 @@ def figures(out: Path) -> list[str]:
     accuracy = last_json(out / 'accuracy.log')
     for gate in accuracy.get('gates', []):
         lines.append(f'gate: {gate["name"]}: {gate["value"]:.4g} (limit {gate["limit"]:g})')
-    bench = last_json(out / 'benchmark.log')
+    # Rewritten after every part: a benchmark that ran out of time is not lost.
+    bench = last_json(out / 'benchmark.json')
     for row in (*bench.get('stages', []), *bench.get('engine', [])):
         if 'ms' in row:
             share = f', {100 * row["share"]:.1f} % of the roofline' if 'share' in row else ''
             ms = row['ms']
             lines.append(f'{row["name"]}: {ms["p50"]:.3f} ms (p99 {ms["p99"]:.3f}){share}')
+    for name, why in bench.get('missing', {}).items():
+        lines.append(f'not measured: {name}: {why}')
     peers = last_json(out / 'compare.log')
     for name, row in peers.get('results', {}).items():
         ms = row.get('ms', {}).get('p50')
@@ -249,7 +253,8 @@ def run_all(plan: list[Step], args: argparse.Namespace, key: dict[str, object]) 
         state['steps'][step.name] = result
         text = write_summary(args.out, state, title)
         print(f'{step.name}: {result["status"]}, {result.get("seconds", 0)} s', flush=True)
-        if step.name == 'environment' and result['status'] != PASSED:
+        # A slow first start of CUDA is no reason to lose the rest; a machine without it is.
+        if step.name == 'environment' and result['status'] == FAILED:
             print(last_text(args.out / 'environment.log'), flush=True)
             return len(plan)
     text = write_summary(args.out, state, title)
@@ -272,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     device = 'cpu' if args.rehearse else 'cuda'
     size = args.size or ('spear1_debug' if args.rehearse else 'spear1')
     longer = max(1.0, args.minutes / MINUTES)
-    plan = steps(device, size, 0.2 if args.rehearse else 0.8, longer)
+    plan = steps(device, size, 0.2 if args.rehearse else 0.8, args.out.resolve(), longer)
     chosen = [name for name in args.only.split(',') if name]
     unknown = set(chosen) - {step.name for step in plan}
     if unknown:

@@ -17,7 +17,7 @@ from spear_ros.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from spear_ros.inference.chunk_report import Plan
+    from spear_ros.inference.chunk_report import Plan, Report
     from spear_ros.networks.spear1 import Spear1
     from spear_ros.processing.images import ImageFit
 
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     import torch
 
+    from spear_ros.annotation.store import write_atomically
     from spear_ros.inference.chunk_bench import measure
     from spear_ros.inference.chunk_report import table
     from spear_ros.inference.engine import check_device
@@ -65,22 +66,32 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     model, plan = _plan(args, device)
-    report = measure(model, plan)
+    commit = commit_of(Path(__file__).resolve().parents[2])
+
+    def as_text(report: 'Report') -> str:
+        return json.dumps(report.as_dict() | {'commit': commit})
+
+    def keep(report: 'Report') -> None:
+        if args.output:
+            write_atomically(args.output, f'{as_text(report)}\n'.encode())
+
+    report = measure(model, plan, keep)
     for line in table(report):
         print(line)
-    text = json.dumps(report.as_dict() | {'commit': commit_of(Path(__file__).resolve().parents[2])})
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + '\n', encoding='utf-8')
-    print(text)
-    return 0
+    print(as_text(report))
+    return 1 if report.missing else 0
 
 
 def _plan(args: argparse.Namespace, device: 'torch.device') -> 'tuple[Spear1, Plan]':
     from spear_ros.inference.chunk_report import Plan
+    from spear_ros.inference.engine import EngineSettings
+    from spear_ros.inference.kernels import choose_ops
     from spear_ros.inference.roofline import Workload
 
+    EngineSettings(steps=args.steps)  # refuses a number that no engine would take
     model, name, fit = _loaded(args, device) if args.checkpoint else _drawn(args, device)
+    weight = model.vlm.language.norm.weight
+    choose_ops(args.kernels, device, weight.dtype, model.config.suffix_tokens)
     if args.text > model.config.text_length:
         raise UserError(
             f'--text = {args.text}: the model has room for {model.config.text_length} tokens.'
@@ -90,7 +101,7 @@ def _plan(args: argparse.Namespace, device: 'torch.device') -> 'tuple[Spear1, Pl
         cameras=args.cameras,
         text=args.text or model.config.text_length,
         steps=args.steps,
-        weight_bytes=model.vlm.language.norm.weight.element_size(),
+        weight_bytes=weight.element_size(),
     )
     return model, Plan(
         name=name,

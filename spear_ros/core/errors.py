@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for an operator's eyes."""
+"""The one exception whose text is meant for an operator's eyes, and how others are put there."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,14 @@ class UserError(ValueError):
     it without a traceback and exit with status 2; services answer it with ``success=False``.
     Mistakes of the programmer are ``assert`` statements and never this class.
     """
+
+
+def root_cause(error: BaseException) -> str:
+    """Kind and text of the error that came first, in one line.
+
+    What cleans up after a failure (ending a broken CUDA capture, say) raises another error over it,
+    and that one explains nothing.
+    """
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'

@@ -1,14 +1,15 @@
 """Times a chunk on the hardware at hand, stage by stage, against that hardware's roofline."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from spear_ros.core.errors import UserError, root_cause
 from spear_ros.inference import hardware
 from spear_ros.inference.chunk_buffers import ChunkShape
 from spear_ros.inference.chunk_report import HOST_TO_HOST, ON_DEVICE, Plan, Report, Row
@@ -37,9 +38,21 @@ from spear_ros.inference.timing import capture, time_device, time_host
 from spear_ros.networks.spear1 import Spear1
 from spear_ros.processing.tokens import TextTokens
 
+Listener = Callable[[Report], object]
 
-def measure(model: Spear1, plan: Plan) -> Report:
-    """Run a plan. The model is baked, and handed to engines, on its device."""
+
+def measure(model: Spear1, plan: Plan, listen: Listener | None = None) -> Report:
+    """Run a plan. The model is baked, and handed to engines, on its device.
+
+    Args:
+        model: loaded.
+        plan: what to measure.
+        listen: is given the report after each part, so that nothing is lost where time runs out;
+            what has not run yet stands in ``missing``.
+
+    Returns:
+        The report. A part that failed stands in ``missing`` with its reason, and costs no other.
+    """
     model.eval().requires_grad_(False)
     model.bake()
     weight = model.vlm.language.norm.weight
@@ -56,15 +69,32 @@ def measure(model: Spear1, plan: Plan) -> Report:
         card=card,
         card_figures=figures,
     )
-    inputs = random_inputs(plan.load, plan.camera)
-    report.stages = _stage_rows(model, plan, inputs, card)
-    _measure_engine(model, report, inputs)
+    parts = {'engine': _measure_engine, 'stages': _measure_stages}
     if plan.buckets:
-        report.buckets = list(_bucket_rows(model, plan, card))
+        parts['buckets'] = _measure_buckets
     if plan.cost_steps or plan.cost_horizons:
-        report.costs = list(_cost_rows(model, plan, card))
-    report.memory |= hardware.peak_memory_mb(weight.device)
+        parts['costs'] = _measure_costs
+    report.missing = dict.fromkeys(parts, 'not run yet')
+    for name, part in parts.items():
+        why = _reason(lambda run=part: run(model, report))  # type: ignore[misc]
+        report.missing.pop(name)
+        if why:
+            report.missing[name] = why
+        report.memory |= hardware.peak_memory_mb(weight.device)
+        if listen is not None:
+            listen(report)
     return report
+
+
+def _reason(run: Callable[[], object]) -> str:
+    """Run; why it failed, or nothing. Out of memory, a failed capture: other parts may still do."""
+    try:
+        run()
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        return root_cause(error)
+    return ''
 
 
 def request_of(inputs: HostInputs) -> EngineRequest:
@@ -78,25 +108,26 @@ def request_of(inputs: HostInputs) -> EngineRequest:
     )
 
 
-def _stage_rows(model: Spear1, plan: Plan, inputs: HostInputs, card: Card) -> list[Row]:
+def _measure_stages(model: Spear1, report: Report) -> None:
+    plan, card, rows = report.plan, report.card, report.stages
+    inputs = random_inputs(plan.load, plan.camera)
     bench = StageBench(model, plan.load, inputs, plan.image_fit)
     works = stage_work(plan.load)
-    rows = []
     for name, function in bench.stages().items():
         if bench.device.type == 'cpu' and name in (COPY_IN, COPY_OUT):
             rows.append(Row(name=name, timing=None, note='nothing to copy on a CPU'))
             continue
         replay, note = capture(function, bench.device)
-        timing = time_device(replay, plan.budget, bench.device)
+        timing = time_device(replay, plan.budget, bench.device, one_launch=not note)
         work = works.get(name)
         floor = None if work is None else card.floor_ms(work)
         quiet = note if bench.device.type == 'cuda' else ''
         rows.append(Row(name=name, timing=timing, work=work, floor_ms=floor, note=quiet))
-    return rows
 
 
-def _measure_engine(model: Spear1, report: Report, inputs: HostInputs) -> None:
-    plan, request = report.plan, request_of(inputs)
+def _measure_engine(model: Spear1, report: Report) -> None:
+    plan = report.plan
+    request = request_of(random_inputs(plan.load, plan.camera))
     device = model.vlm.language.norm.weight.device
     before = _allocated_mb(device)
     started = perf_counter()
@@ -106,12 +137,14 @@ def _measure_engine(model: Spear1, report: Report, inputs: HostInputs) -> None:
         report.engine_captures = engine.captures
         if device.type == 'cuda':
             report.memory['engine_device_mb'] = round(_allocated_mb(device) - before, 1)
-        host = time_host(lambda: engine.compute(request), plan.long_budget)
-        report.engine = list(_engine_stages(engine, plan, report.card))
-        floor = chunk_floor_ms(plan.load, report.card)
-        report.engine.append(Row(name=HOST_TO_HOST, timing=host, floor_ms=floor))
-        report.clocks = _clocks_under_load(engine, request)
         report.warnings = list(engine.warnings)
+        host = time_host(lambda: engine.compute(request), plan.long_budget)
+        floor = chunk_floor_ms(plan.load, report.card)
+        report.clocks = _clocks_under_load(engine, request)
+        try:
+            report.engine.extend(_engine_stages(engine, plan, report.card))
+        finally:
+            report.engine.append(Row(name=HOST_TO_HOST, timing=host, floor_ms=floor))
 
 
 def _engine_stages(engine: Engine, plan: Plan, card: Card) -> Iterator[Row]:
@@ -129,7 +162,7 @@ def _engine_stages(engine: Engine, plan: Plan, card: Card) -> Iterator[Row]:
     with torch.no_grad():
         for name, function in functions.items():
             parts = works.get(name, ())
-            timing = time_device(function, plan.budget, engine.device)
+            timing = time_device(function, plan.budget, engine.device, one_launch=runner.captured)
             yield Row(
                 name=name,
                 timing=None if on_cpu and name in ('upload', 'download') else timing,
@@ -139,7 +172,9 @@ def _engine_stages(engine: Engine, plan: Plan, card: Card) -> Iterator[Row]:
                 if on_cpu and name in ('upload', 'download')
                 else '',
             )
-        whole = time_device(runner.launch, plan.long_budget, engine.device)
+        whole = time_device(
+            runner.launch, plan.long_budget, engine.device, one_launch=runner.captured
+        )
     yield Row(name=ON_DEVICE, timing=whole, floor_ms=chunk_floor_ms(plan.load, card))
 
 
@@ -157,29 +192,43 @@ def _allocated_mb(device: torch.device) -> float:
     return torch.cuda.memory_allocated(device) / 2**20 if device.type == 'cuda' else 0.0
 
 
-def _bucket_rows(model: Spear1, plan: Plan, card: Card) -> Iterator[Row]:
+def _measure_buckets(model: Spear1, report: Report) -> None:
+    plan = report.plan
     with _engine(model, plan, plan.load) as engine:
         for length in engine.buckets:
             load = replace(plan.load, text=length)
-            request = request_of(random_inputs(load, plan.camera))
-            timing = time_host(lambda r=request: engine.compute(r), plan.budget)  # type: ignore[misc]
-            yield Row(
-                name=f'{length} text tokens', timing=timing, floor_ms=chunk_floor_ms(load, card)
+            report.buckets.append(
+                _call_row(f'{length} text tokens', load, report, lambda: nullcontext(engine))
             )
 
 
-def _cost_rows(model: Spear1, plan: Plan, card: Card) -> Iterator[Row]:
-    base = plan.load
+def _measure_costs(model: Spear1, report: Report) -> None:
+    plan, base = report.plan, report.plan.load
     loads = {f'{n} camera{"s" * (n > 1)}': replace(base, cameras=n) for n in (1, 2)}
     loads |= {f'{n} step{"s" * (n > 1)}': replace(base, steps=n) for n in plan.cost_steps}
     for n in plan.cost_horizons:
         flow = replace(base.config.flow, horizon=n)
         loads[f'horizon {n}'] = replace(base, config=replace(base.config, flow=flow))
     for name, load in loads.items():
-        request = request_of(random_inputs(load, plan.camera))
-        with _engine(_same_weights(model, load), plan, load) as engine:
-            timing = time_host(lambda e=engine, r=request: e.compute(r), plan.budget)  # type: ignore[misc]
-        yield Row(name=name, timing=timing, floor_ms=chunk_floor_ms(load, card))
+        report.costs.append(
+            _call_row(name, load, report, lambda x=load: _engine(_same_weights(model, x), plan, x))  # type: ignore[misc]
+        )
+
+
+def _call_row(
+    name: str, load: Workload, report: Report, engine: Callable[[], AbstractContextManager[Engine]]
+) -> Row:
+    """A whole call of another load, host to host; a failure is the row's note."""
+    plan, timings = report.plan, []
+    request = request_of(random_inputs(load, plan.camera))
+
+    def run() -> None:
+        with engine() as there:
+            timings.append(time_host(lambda: there.compute(request), plan.budget))
+
+    note = _reason(run)
+    floor = chunk_floor_ms(load, report.card)
+    return Row(name=name, timing=timings[0] if timings else None, floor_ms=floor, note=note)
 
 
 @contextmanager

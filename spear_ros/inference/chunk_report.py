@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from spear_ros.inference.kernels import Kernels
+from spear_ros.inference.kernels import ATTENTION, Kernels
 from spear_ros.inference.roofline import CARDS, Card, Work, Workload, chunk_floor_ms
 from spear_ros.inference.timing import Budget, Timing
 from spear_ros.processing.images import ImageFit
@@ -95,6 +95,8 @@ class Report:
     memory: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     """The engine's: what runs slower than it could."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Parts that failed or have not run yet, and why."""
 
     @property
     def host_share_ms(self) -> float | None:
@@ -139,6 +141,8 @@ class Report:
             'clocks': self.clocks,
             'memory': self.memory,
             'warnings': self.warnings,
+            'attention': [backend.name for backend in ATTENTION],
+            'missing': self.missing,
             'floor_of_other_cards_ms': self.predicted_ms,
             'hardware': self.hardware,
         }
@@ -165,6 +169,7 @@ def table(report: Report) -> list[str]:
         + ', '.join(f'{k.replace("_mb", "")} {v:.0f} MB' for k, v in report.memory.items()),
     ]
     lines += [f'warning: {text}' for text in report.warnings]
+    lines += [f'not measured: {name}: {why}' for name, why in report.missing.items()]
     if report.clocks:
         lines.append(
             'clocks under load: ' + ', '.join(f'{k} {v}' for k, v in report.clocks.items())

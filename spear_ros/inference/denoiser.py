@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spear_ros.core.errors import UserError
+from spear_ros.core.errors import UserError, root_cause
 from spear_ros.inference.chunk_buffers import ChunkBuffers, ChunkInputs, ChunkShape
 from spear_ros.inference.fused import FusedSpear1, Stage
+from spear_ros.inference.kernels import running_on
 
 # Lazy initialisation (cuBLAS handles, workspaces, compilation of kernels) must be over before a
 # capture.
@@ -107,7 +108,7 @@ class CapturedRunner(ChunkRunner):
 
     def __init__(self, network: FusedSpear1, shape: ChunkShape, pool: Any = None) -> None:
         what = f'capturing the graph of {shape.text} text tokens'
-        with refuse_on_failure(what, NO_CAPTURE):
+        with refuse_on_failure(what, NO_CAPTURE), running_on(network.device):
             super().__init__(network, shape)
             assert self.device.type == 'cuda', self.device
             self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
@@ -127,7 +128,7 @@ class CapturedRunner(ChunkRunner):
         Raises:
             UserError: a capture failed.
         """
-        with refuse_on_failure('capturing the stages', NO_CAPTURE):
+        with refuse_on_failure('capturing the stages', NO_CAPTURE), running_on(self.device):
             return {stage.name: self._capture(stage.run) for stage in self.stages}
 
     def close(self) -> None:
@@ -151,8 +152,12 @@ class CapturedRunner(ChunkRunner):
     @torch.no_grad()
     def _capture(self, part: Callable[[ChunkBuffers], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a second camera's upload, diagnostics) may call CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode='thread_local'):
+        # torch keeps one stream for all captures, on the device of the first. Other threads (a
+        # second camera's upload, diagnostics) may call CUDA meanwhile.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.graph(
+            graph, pool=self.pool, stream=stream, capture_error_mode='thread_local'
+        ):
             part(self.buffers)
         return graph
 
@@ -181,20 +186,13 @@ def refuse_on_failure(what: str, mend: str = '') -> Iterator[None]:
             ) from None
         if not mend:
             raise
-        raise UserError(f'{what} failed ({_cause(error)}); {mend}') from error
+        raise UserError(f'{what} failed ({root_cause(error)}); {mend}') from error
     except UserError:
         raise
     except Exception as error:  # Triton's own errors are no RuntimeErrors
         if not mend:
             raise
-        raise UserError(f'{what} failed ({_cause(error)}); {mend}') from error
-
-
-def _cause(error: BaseException) -> str:
-    """The first error: what ends a broken capture raises another one over it."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+        raise UserError(f'{what} failed ({root_cause(error)}); {mend}') from error
 
 
 class OutOfMemoryError(UserError):

@@ -33,7 +33,8 @@ from spear_ros.inference.denoiser import (
 )
 from spear_ros.inference.fused import FusedSpear1
 from spear_ros.inference.fused_weights import FuseOptions, fuse
-from spear_ros.inference.kernels import Kernels, choose_ops
+from spear_ros.inference.kernel_trial import proven_ops
+from spear_ros.inference.kernels import Kernels
 from spear_ros.networks.flow_matching import sample_noise, shrink_noise
 from spear_ros.networks.spear1 import Spear1, Spear1Config
 from spear_ros.processing.images import ImageFit, ImageSize, place
@@ -57,7 +58,7 @@ class EngineSettings:
     allow_eager: bool = False
     """Run line by line, with a warning, where a graph cannot be recorded; otherwise refuse."""
     kernels: Kernels = 'auto'
-    """``auto`` (Triton where it can run), ``triton`` (or refuse), ``torch``."""
+    """``auto`` (Triton where a trial is right), ``triton`` (or refuse), ``torch``."""
     external_camera: tuple[int, int] = (480, 640)
     """Rows and columns that :meth:`Engine.warm_up` prepares for. Other pictures work too; the first
     of another size records its graph then and there."""
@@ -270,9 +271,7 @@ class Engine:
             stored = model.vlm.language.norm.weight.dtype
             # A CPU multiplies in float32, whatever the weights are kept in.
             compute = torch.float32 if cpu else stored
-            ops, reason = choose_ops(
-                self.settings.kernels, self.device, compute, self.config.suffix_tokens
-            )
+            ops, reason = proven_ops(self.settings.kernels, self.config, self.device, compute)
             if reason:
                 self._warn(reason)
             options = FuseOptions(

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from spear_ros.inference.chunk_buffers import ChunkBuffers, ChunkShape, cache_layout
 from spear_ros.inference.fused_weights import PIXEL_CENTRE, FusedWeights, VitWeights
+from spear_ros.inference.kernels import running_on
 from spear_ros.inference.ops import SuffixKeys, TorchOps
 from spear_ros.networks import flow_matching
 from spear_ros.processing.images import ImageFit, ImageSize, fit_image
@@ -68,15 +69,23 @@ class FusedSpear1:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """All stages in order."""
-        return (
-            Stage('upload', self.upload),
-            Stage('preprocess', self.preprocess),
-            Stage('vision', self.vision),
-            Stage('prefill', self.prefill),
-            Stage('denoise', self.denoise),
-            Stage('download', self.download),
+        """All stages in order, each of which makes the network's device the current one."""
+        parts = (
+            self.upload,
+            self.preprocess,
+            self.vision,
+            self.prefill,
+            self.denoise,
+            self.download,
         )
+        return tuple(Stage(part.__name__, self._there(part)) for part in parts)
+
+    def _there(self, part: Callable[[ChunkBuffers], None]) -> Callable[[ChunkBuffers], None]:
+        def run(b: ChunkBuffers) -> None:
+            with running_on(self.device):
+                part(b)
+
+        return run
 
     @torch.no_grad()
     def __call__(self, buffers: ChunkBuffers) -> None:

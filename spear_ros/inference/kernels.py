@@ -1,9 +1,16 @@
-"""Which kernels a network runs on: Triton where it can, torch everywhere else."""
+"""Which kernels a network runs on: Triton where it can, torch everywhere else; attention's are set.
+
+Torch picks among several attention kernels, and versions differ in their first choice (some take
+cuDNN's on Hopper, which builds a plan per shape). One list for all keeps figures comparable.
+"""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spear_ros.core.errors import UserError
 from spear_ros.inference.ops import TorchOps
@@ -14,6 +21,19 @@ Kernels = Literal['auto', 'triton', 'torch']
 MIN_CAPABILITY = (8, 0)
 MAX_TOKENS = 16
 """Of the suffix (proprioception and horizon): the kernels of the expert hold one tile of them."""
+
+ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""What torch may choose from on a GPU, for every attention that is not a kernel of ours."""
+
+
+@contextmanager
+def running_on(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current device (Triton and captures use that one) and fix its attention."""
+    if device.type != 'cuda':
+        yield
+        return
+    with torch.cuda.device(device), sdpa_kernel(list(ATTENTION)):
+        yield
 
 
 def choose_ops(

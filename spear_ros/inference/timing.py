@@ -9,14 +9,22 @@ not Python's.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from spear_ros.core.errors import root_cause
+from spear_ros.inference.kernels import running_on
 
 Function = Callable[[], object]
 
 WARM_UP_RUNS = 3
 MIN_RUNS, MAX_RUNS = 3, 1000
+# A graph of some thousand nodes is launched in less, as a rule.
+FIRST_HOLD_MS, LONGEST_HOLD_MS = 0.25, 64.0
+CYCLES_PER_MS = 2e6
+"""Of a multiprocessor at 2 GHz; at a faster clock a hold is shorter, and doubled if need be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +72,88 @@ def time_host(function: Function, budget: Budget, device: torch.device | None = 
     return timing_of(_repeat(once, budget))
 
 
-def time_device(function: Function, budget: Budget, device: torch.device) -> Timing:
+def time_device(
+    function: Function, budget: Budget, device: torch.device, *, one_launch: bool = True
+) -> Timing:
     """Time on the device: between two events on a GPU, on the host's clock on a CPU.
 
-    For a GPU ``function`` should be a graph's replay: eager calls leave gaps between kernels, and
-    these count.
+    Args:
+        function: what is timed.
+        budget: how often.
+        device: where it runs.
+        one_launch: it is a graph's replay or a single kernel. The device is then kept busy while
+            the host launches it, so that the figure is the device's alone. Eager calls leave gaps
+            between kernels, and these count.
     """
     if device.type != 'cuda':
         return time_host(function, budget)
-
-    def once() -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-
     with torch.cuda.device(device):
         synchronize(device)
-        return timing_of(_repeat(once, budget))
+        watch = DeviceWatch(_CudaQueue(), hold=one_launch)
+        return timing_of(_repeat(lambda: watch.time(function), budget))
+
+
+class Queue(Protocol):
+    """What a device does one after the other; a fake of it stands in where there is no GPU."""
+
+    def sleep(self, milliseconds: float) -> None:
+        """Queue a pause of at least that long."""
+
+    def event(self) -> 'Event':
+        """Queue a mark that keeps the time when the device passes it."""
+
+
+class Event(Protocol):
+    """A mark in a queue."""
+
+    def query(self) -> bool:
+        """Whether the device has passed it."""
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds from this mark to a later one."""
+
+
+class DeviceWatch:
+    """Times work between two marks in a device's queue.
+
+    Args:
+        queue: the device's.
+        hold: keep the device busy before the first mark until the host has queued everything.
+            A hold that ended too soon is doubled, and the run repeated.
+    """
+
+    def __init__(self, queue: Queue, *, hold: bool) -> None:
+        self._queue = queue
+        self._hold_ms = FIRST_HOLD_MS if hold else 0.0
+
+    def time(self, function: Function) -> float:
+        """Milliseconds of the device for one call of ``function``."""
+        while True:
+            if self._hold_ms:
+                self._queue.sleep(self._hold_ms)
+            begin = self._queue.event()
+            function()
+            end = self._queue.event()
+            late = begin.query()
+            end.synchronize()
+            if not (late and 0 < self._hold_ms < LONGEST_HOLD_MS):
+                return float(begin.elapsed_time(end))
+            self._hold_ms *= 2
+
+
+class _CudaQueue:
+    """The current stream of the current device."""
+
+    def sleep(self, milliseconds: float) -> None:
+        torch.cuda._sleep(int(milliseconds * CYCLES_PER_MS))
+
+    def event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def capture(function: Function, device: torch.device) -> tuple[Function, str]:
@@ -94,19 +164,20 @@ def capture(function: Function, device: torch.device) -> tuple[Function, str]:
     if device.type != 'cuda':
         return function, 'no graphs on a CPU'
     try:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):
+        with running_on(device):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_RUNS):
+                    function()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
                 function()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        synchronize(device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
     except RuntimeError as error:
         synchronize(device)
-        return function, f'not captured: {" ".join(str(error).split())[:120]}'
+        return function, f'not captured: {root_cause(error)}'
     return graph.replay, ''
 
 

@@ -28,6 +28,7 @@ def test_the_last_line_is_one_json_object(capsys, tmp_path):
         (['--seconds', '0'], '--seconds'),
         (['--device', 'toaster'], 'toaster'),
         (['--steps', '-1'], 'steps = -1'),
+        (['--kernels', 'triton'], 'kernels = triton cannot run'),
     ],
 )
 def test_wrong_options_are_one_sentence(extra, words, capsys):

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spear_ros.core.errors import UserError
+from spear_ros.inference import chunk_bench
 from spear_ros.inference.chunk_bench import measure, request_of
 from spear_ros.inference.chunk_report import Plan, Report, Row, table
 from spear_ros.inference.engine import Engine, EngineSettings
@@ -108,6 +110,35 @@ def test_the_table_shows_a_number_or_nothing(report):
     copy = next(line for line in lines if line.startswith(COPY_IN))
     assert not any(ch.isdigit() for ch in copy)
     assert any(line.startswith('host to host') and '%' in line for line in lines)
+
+
+def test_a_part_that_fails_costs_no_other_and_is_named(model, load, monkeypatch):
+    def out_of_memory(*_args):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried 2 GiB')
+
+    monkeypatch.setattr(chunk_bench, 'StageBench', out_of_memory)
+    plan = Plan(name='x', load=load, camera=(64, 80), buckets=True, seconds=0.0, least_runs=1)
+    seen = []
+    found = measure(model, plan, lambda report: seen.append(dict(report.missing)))
+    assert list(seen[0]) == ['stages', 'buckets']  # what has not run stands there with that reason
+    assert 'out of memory' in found.missing['stages']
+    assert len(found.buckets) == 2
+    assert any(line.startswith('not measured: stages: OutOfMemoryError') for line in table(found))
+
+
+def test_a_row_that_fails_says_why_and_the_others_are_measured(model, load, monkeypatch):
+    def refuse_one(model, plan, load):
+        if load.cameras == 1:
+            raise UserError('out of memory while capturing; free the device.')
+        return whole(model, plan, load)
+
+    whole = chunk_bench._engine
+    monkeypatch.setattr(chunk_bench, '_engine', refuse_one)
+    plan = Plan(name='x', load=load, camera=(64, 80), cost_steps=(1,), seconds=0.0, least_runs=1)
+    rows = {row.name: row for row in measure(model, plan).costs}
+    assert rows['1 camera'].timing is None
+    assert 'free the device' in rows['1 camera'].note
+    assert rows['1 step'].timing.p50 > 0
 
 
 def test_share_is_floor_over_median():

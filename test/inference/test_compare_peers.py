@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,39 @@ def test_what_is_not_tried_on_a_cpu_says_so():
     assert skipped('compiled', full, torch.device('cuda')) == ''
     assert skipped('engine_eager', tiny, CPU)
     assert skipped('engine', tiny, CPU) == ''
+
+
+def test_a_peer_over_its_limit_takes_what_it_started_with_it(tmp_path):
+    from compare_peers import answer
+
+    note = tmp_path / 'pid'
+    code = (
+        'import pathlib, subprocess, sys, time\n'
+        'p = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])\n'
+        f'pathlib.Path({str(note)!r}).write_text(str(p.pid))\n'
+        'time.sleep(600)\n'
+    )
+    found = answer([sys.executable, '-c', code], None, 10.0)
+    assert found == {'note': 'no result within 10 s'}
+    worker = Path('/proc', note.read_text(), 'stat')
+    for _ in range(200):  # the kernel may take a moment to reap it
+        try:
+            if worker.read_text().rsplit(')', 1)[1].split()[0] == 'Z':
+                break
+        except OSError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail('the worker lives')
+
+
+def test_a_peer_answers_with_its_last_line_or_with_its_last_error():
+    from compare_peers import answer
+
+    good = 'import json; print("a table"); print(json.dumps({"ms": 1}))'
+    assert answer([sys.executable, '-c', good], None, 60.0) == {'ms': 1}
+    bad = answer([sys.executable, '-c', 'raise LookupError("no such mode")'], None, 60.0)
+    assert bad == {'note': 'LookupError: no such mode'}
 
 
 def test_an_unknown_peer_is_refused(capsys):

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from spear_ros.inference import hardware
-from spear_ros.inference.timing import Budget, capture, time_device, time_host, timing_of
+from spear_ros.inference.timing import (
+    Budget,
+    DeviceWatch,
+    capture,
+    time_device,
+    time_host,
+    timing_of,
+)
 
 CPU = torch.device('cpu')
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -38,6 +45,64 @@ def test_a_cpu_has_no_graphs_and_says_so():
     function()
     assert calls == [1]
     assert 'CPU' in note
+
+
+class FakeDevice:
+    """A host's clock and a device that works off its queue, in milliseconds."""
+
+    def __init__(self):
+        self.host, self.free_at = 0.0, 0.0
+
+    def work(self, milliseconds):
+        self.free_at = max(self.free_at, self.host) + milliseconds
+
+    sleep = work
+
+    def launch(self, host, device):
+        self.host += host
+        self.work(device)
+
+    def event(self):
+        return FakeEvent(self, max(self.free_at, self.host))
+
+
+class FakeEvent:
+    def __init__(self, device, at):
+        self.device, self.at = device, at
+
+    def query(self):
+        return self.device.host >= self.at
+
+    def synchronize(self):
+        self.device.host = max(self.device.host, self.at)
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+@pytest.mark.parametrize('host', [0.01, 0.2, 3.0, 40.0])
+def test_the_time_of_a_launch_on_the_host_is_none_of_the_devices(host):
+    device = FakeDevice()
+    held, bare = (DeviceWatch(device, hold=h) for h in (True, False))
+    for _ in range(3):
+        assert held.time(lambda: device.launch(host, 4.0)) == pytest.approx(4.0)
+    assert bare.time(lambda: device.launch(host, 4.0)) == pytest.approx(4.0 + host)
+
+
+def test_gaps_between_the_launches_of_eager_code_count():
+    device = FakeDevice()
+    watch = DeviceWatch(device, hold=False)
+    assert watch.time(lambda: [device.launch(0.5, 0.1) for _ in range(10)]) == pytest.approx(5.1)
+
+
+def test_a_function_that_waits_by_itself_is_still_timed():
+    device = FakeDevice()
+
+    def waits():
+        device.launch(0.1, 2.0)
+        device.host = max(device.host, device.free_at)
+
+    assert DeviceWatch(device, hold=True).time(waits) == pytest.approx(2.0)
 
 
 @pytest.mark.gpu

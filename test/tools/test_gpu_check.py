@@ -33,21 +33,25 @@ def arguments(gpu_check, out, *extra):
     return gpu_check.parse(['--out', str(out), *extra])
 
 
+def plan_of(gpu_check):
+    return gpu_check.steps('cuda', 'spear1', 1.0, ROOT / 'out')
+
+
 KEY = {'commit': 'abc', 'device': 'cpu'}
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_all_steps_but_the_last_leave_it_three_of_the_eight_minutes(gpu_check, device):
-    plan = gpu_check.steps(device, 'spear1', 1.0)
+    plan = gpu_check.steps(device, 'spear1', 1.0, ROOT / 'out')
     assert sum(step.limit_s for step in plan[:-1]) + gpu_check.RESERVE_S <= 5 * 60
     assert gpu_check.MINUTES == 8
     assert gpu_check.LEFT in plan[-1].command
-    # logs and two summaries: few files, flat
-    assert len(plan) + 2 <= 8
+    # logs, the benchmark's object and two summaries: few files, flat
+    assert len(plan) + 3 <= 8
 
 
 def test_the_plan_names_scripts_that_exist_and_tests_that_need_a_gpu(gpu_check):
-    words = [word for step in gpu_check.steps('cuda', 'spear1', 1.0) for word in step.command]
+    words = [word for step in plan_of(gpu_check) for word in step.command]
     scripts = [word for word in words if word.endswith('.py')]
     assert 'test/inference/test_denoiser.py' in scripts
     assert all((ROOT / script).is_file() for script in scripts)
@@ -106,6 +110,12 @@ def test_without_the_environment_nothing_else_is_tried(gpu_check, python, tmp_pa
     assert not (tmp_path / 'b.log').exists()
 
 
+def test_an_environment_that_is_slow_to_start_does_not_end_the_check(gpu_check, python, tmp_path):
+    plan = [python('environment', 'import time; time.sleep(60)', 0.5), python('b', 'print(1)')]
+    assert gpu_check.run_all(plan, arguments(gpu_check, tmp_path), KEY) == 1
+    assert (tmp_path / 'b.log').exists()
+
+
 def test_what_passed_is_not_run_again_unless_commit_or_machine_changed(gpu_check, python, tmp_path):
     count = tmp_path / 'count'
     good = python('good', f'open({str(count)!r}, "a").write("x")')
@@ -130,12 +140,14 @@ def test_when_the_time_is_spent_the_rest_is_named_and_not_started(gpu_check, pyt
 def test_the_summary_takes_its_figures_from_the_last_lines(gpu_check, tmp_path):
     timing = {'p50': 8.25, 'p99': 8.5}
     bench = {'stages': [{'name': 'prefill', 'ms': timing, 'share': 0.5}, {'name': 'copy in'}]}
-    (tmp_path / 'benchmark.log').write_text('a table\n' + json.dumps(bench) + '\n')
+    bench['missing'] = {'costs': 'not run yet'}
+    (tmp_path / 'benchmark.json').write_text(json.dumps(bench) + '\n')
     (tmp_path / 'compare.log').write_text('cut off {"benchmark"')
     (tmp_path / 'tests.log').write_text('....\n5 passed in 2 s\n')
     lines = gpu_check.figures(tmp_path)
     assert 'tests: 5 passed in 2 s' in lines
     assert any(li.startswith('prefill: 8.250 ms') and '50.0 %' in li for li in lines)
+    assert 'not measured: costs: not run yet' in lines
     assert not any('copy in' in li for li in lines)
 
 
