@@ -166,18 +166,22 @@ def skinny_geglu_kernel(
 def suffix_attention_kernel(
     qkv, kv, key_bias, factors, acc, peak, total, first, scale,
     M: tl.constexpr, FOLD: tl.constexpr, GROUPS: tl.constexpr, HALF: tl.constexpr,
-    CAUSAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+    CAUSAL: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Attention of M suffix tokens over one piece of the keys; programs (pieces, GROUPS).
+    """Attention of M suffix tokens over one piece of the keys; programs (pieces, GROUPS, blocks).
 
-    The FOLD heads that share a key are rows: row = token * FOLD + head. Pieces but the last are
-    BLOCK_T rows of the cache before ``first``; the last piece is the suffix itself, straight from
-    ``qkv``. CAUSAL: token 0 sees only itself there, and its k and v are kept in cache row
-    ``first``. Writes the unnormalised sum, the largest score and the sum of weights per row.
+    The FOLD heads that share a key are rows: row = token * FOLD + head, BLOCK_R to a block; SPLIT:
+    there are several blocks. Pieces but the last are BLOCK_T rows of the cache before ``first``;
+    the last piece is the suffix itself, straight from ``qkv``. CAUSAL: token 0 sees only itself
+    there, and its k and v are kept in cache row ``first``. Writes the unnormalised sum, the largest
+    score and the sum of weights per row.
     """
     piece, group = tl.program_id(0), tl.program_id(1)
     last = tl.num_programs(0) - 1
-    r, h, j = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_T)
+    block = tl.program_id(2) if SPLIT else 0
+    r = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    h, j = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_T)
     token = r // FOLD
     step = (GROUPS * FOLD + 2 * GROUPS) * 2 * HALF
     in_row, in_half = r < M * FOLD, h < HALF
@@ -214,7 +218,10 @@ def suffix_attention_kernel(
     b1 = (k1 * c - k2 * s).to(kv.dtype.element_ty)
     b2 = (k2 * c + k1 * s).to(kv.dtype.element_ty)
     if CAUSAL:
-        keep = (new & (j == 0))[:, None] & in_half[None, :]
+        keep = new & (j == 0)
+        if SPLIT:
+            keep = keep & (j < tl.where(block == 0, 1, 0))
+        keep = keep[:, None] & in_half[None, :]
         target = kv + first * (4 * GROUPS * HALF) + group * 2 * HALF + j[:, None] * 0 + h[None, :]
         tl.store(target, b1, mask=keep)
         tl.store(target + HALF, b2, mask=keep)

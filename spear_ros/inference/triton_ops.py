@@ -5,6 +5,8 @@ at 400 rows; the kernels here are what stands between them, and the whole of the
 tokens such libraries serve badly. Importing this needs triton.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -27,6 +29,25 @@ BLOCK_N, BLOCK_K, STAGES = 16, 256, 4
 KEYS_PER_PIECE = 32
 
 
+class SuffixTile(NamedTuple):
+    """How the suffix' attention is cut into programs."""
+
+    rows: int
+    """Of queries, at most; 0 = all of them."""
+    warps: int
+
+    @staticmethod
+    def of(capability: tuple[int, int], compute: torch.dtype) -> 'SuffixTile':
+        """Choose by registers that do not spill (benchmarks/triton_resources.py).
+
+        Hopper's and Blackwell's data-centre matrix units read two-byte queries from shared memory.
+        Elsewhere each warp holds all rows in registers, in float32: 64 rows spill 4 KB per thread,
+        and in float32 need more shared memory than most cards have.
+        """
+        whole = capability[0] in (9, 10) and compute != torch.float32
+        return SuffixTile(0, 8) if whole else SuffixTile(16, 4)
+
+
 class TritonOps(TorchOps):
     """See the module's docstring."""
 
@@ -35,6 +56,9 @@ class TritonOps(TorchOps):
     def __init__(self, weights: FusedWeights) -> None:
         super().__init__(weights)
         assert weights.config.suffix_tokens <= MAX_TOKENS, 'expert kernels hold 16 tokens'
+        cuda = self.device.type == 'cuda'
+        capability = torch.cuda.get_device_capability(self.device) if cuda else (9, 0)
+        self.tile = SuffixTile.of(capability, self.compute)
 
     def rotary_table(self, rows: int) -> Tensor:
         """Cosines and sines of positions 0 .. rows - 1, (rows, 2, K / 2) float32."""
@@ -150,11 +174,13 @@ class TritonOps(TorchOps):
         pieces = triton.cdiv(keys.first, KEYS_PER_PIECE) + 1
         acc = torch.empty(pieces, groups, tokens * fold, dim, device=qkv.device)
         peak, total = (acc.new_empty(pieces, groups, tokens * fold) for _ in range(2))
-        kernels.suffix_attention_kernel[(pieces, groups)](
+        rows = _block(tokens * fold)
+        rows = min(rows, self.tile.rows or rows)
+        kernels.suffix_attention_kernel[(pieces, groups, triton.cdiv(tokens * fold, rows))](
             qkv, keys.kv, keys.bias, factors, acc, peak, total, keys.first, dim**-0.5,
             M=tokens, FOLD=fold, GROUPS=groups, HALF=dim // 2, CAUSAL=keys.causal,
-            BLOCK_R=_block(tokens * fold), BLOCK_H=_block(dim // 2), BLOCK_T=KEYS_PER_PIECE,
-            num_warps=8,
+            SPLIT=rows < tokens * fold, BLOCK_R=rows, BLOCK_H=_block(dim // 2),
+            BLOCK_T=KEYS_PER_PIECE, num_warps=self.tile.warps,
         )  # fmt: skip
         y = qkv.new_empty(tokens, config.heads * dim)
         kernels.join_attention_kernel[(tokens * fold, groups)](

@@ -6,8 +6,10 @@ is no part of the environment (a CPU torch has no use for 290 MB of it); where i
 tests skip. To run them: ``pip install --target DIR triton`` and ``PYTHONPATH=DIR``.
 """
 
+import argparse
 import importlib.util
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from spear_ros.inference.chunk_buffers import ChunkShape
 from spear_ros.inference.fused_weights import Affine, Dense, FuseOptions, GemmaLayer, fuse
 from spear_ros.inference.kernel_trial import fault_of
 from spear_ros.inference.ops import SuffixKeys, TorchOps
-from spear_ros.inference.triton_ops import TritonOps
+from spear_ros.inference.triton_ops import SuffixTile, TritonOps
 from spear_ros.networks.config import ExpertConfig, FlowConfig
 from spear_ros.networks.flow_matching import sample_noise
 from spear_ros.networks.spear1 import Spear1, Spear1Config
@@ -31,6 +33,7 @@ from spear_ros.networks.spear1 import Spear1, Spear1Config
 pytestmark = pytest.mark.triton
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 CONFIG = Spear1Config.named('spear1_debug')
+BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 
 
 def neighbour(name):
@@ -159,12 +162,14 @@ SIZES = {
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('tile', [SuffixTile(0, 8), SuffixTile(16, 4)])
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize('prefix', [8, 40, 72])
-def test_an_expert_layer_with_padding_and_proprioception(size, causal, prefix, dtype):
+def test_an_expert_layer_with_padding_and_proprioception(size, causal, prefix, tile, dtype):
     config = SIZES[size]
     pair, language = both(config, dtype), config.language
+    pair[0].tile = tile
     heads, groups, dim = language.heads, language.kv_heads, language.head_dim
     tokens = 5 + causal
     first = prefix if causal else prefix + 1
@@ -227,3 +232,19 @@ def test_a_whole_chunk_on_kernels_equals_the_plain_network(wrist):
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_kernels_pass_the_trial_before_an_engine_takes_them(dtype):
     assert fault_of(TritonOps, CONFIG, torch.device(DEVICE), dtype) == ''
+
+
+@pytest.mark.skipif(DEVICE == 'cuda', reason='the card that is here is measured instead')
+@pytest.mark.parametrize('card', [89, 90])
+def test_kernels_of_the_full_size_compile_and_fit_on_cards_that_are_not_here(card):
+    args = argparse.Namespace(size='spear1', dtype='bfloat16')
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import triton_resources
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    rows = triton_resources.compile_for(card, args)
+    found = triton_resources.worst(rows, triton_resources.CARDS[card][1])
+    assert len(found) == 8
+    assert {name: row['errors'] for name, row in found.items() if row['errors']} == {}
+    assert max(row['stack'] for row in found.values()) <= 512  # bytes that spill, per thread
