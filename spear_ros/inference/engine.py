@@ -267,13 +267,13 @@ class Engine:
     def _fuse(self, model: Spear1, consume: bool) -> FusedSpear1:
         cpu = self.device.type == 'cpu'
         with refuse_on_failure(f'moving the model to {self.device}'), torch.no_grad():
-            model.to(self.device).eval().requires_grad_(False)
             stored = model.vlm.language.norm.weight.dtype
             # A CPU multiplies in float32, whatever the weights are kept in.
             compute = torch.float32 if cpu else stored
             ops, reason = proven_ops(self.settings.kernels, self.config, self.device, compute)
             if reason:
                 self._warn(reason)
+            model.to(self.device).eval().requires_grad_(False)
             options = FuseOptions(
                 compute=compute,
                 steps=self.settings.steps or self.config.flow.steps,

@@ -60,23 +60,37 @@ def fault_of(
 
     Raises:
         torch.OutOfMemoryError: there is no room for the shallow network, about 1 GB at full size.
+        UserError: a kernel broke the device for this process (an illegal address, say).
     """
     config = _shallow(config)
-    chunks = []
-    for kind in (ops, TorchOps):
-        try:
-            chunks.append(_chunk(kind, config, device, compute))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if kind is TorchOps:
-                raise
-            # Triton raises errors of many kinds, none of them RuntimeErrors.
-            return f'a kernel failed on {device} ({root_cause(error)})'
-    difference = float((chunks[0] - chunks[1]).abs().max())
+    expected = _chunk(TorchOps, config, device, compute)
+    try:
+        actual = _chunk(ops, config, device, compute)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton raises errors of many kinds, none of them RuntimeErrors
+        cause = root_cause(error)
+        _check_alive(device, cause)
+        return f'a kernel failed on {device} ({cause})'
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()  # the model comes next
+    difference = float((actual - expected).abs().max())
     if difference <= TOLERANCE[compute]:
         return ''
     return f'kernels and torch differ by {difference:.3g} in the chunk of a trial on {device}'
+
+
+def _check_alive(device: torch.device, cause: str) -> None:
+    if device.type != 'cuda':
+        return
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        raise UserError(
+            f'{device} failed in the trial of Triton kernels ({cause}) and cannot be used by this '
+            'process any more; set kernels: torch in config/policies/spear1.yaml and start again.'
+        ) from None
 
 
 def _shallow(config: Spear1Config) -> Spear1Config:
