@@ -69,6 +69,23 @@ def test_fault(benches, robot, fault):
     assert bench.log.judge.judged > 0
 
 
+def test_home_out_of_a_hold_leaves_the_task_behind(benches):
+    bench = benches.get('franka_trajectory')  # the last of the table: it still runs
+    bench.run()
+    bench.inject(('policy mute',))
+    bench.operator.wait_for_state('HOLD', timeout_s=10)
+    bench.insist('home')
+    bench.heal()
+    bench.until(lambda: bench.changes[-1].state == 'ARMED', 'ARMED', 30)
+    first = len(bench.changes)
+    time.sleep(2.0)  # ten chunks of a policy that went on
+    assert bench.changes[first:] == []
+    assert bench.operator.policy_status.instruction_id == ''
+    bench.instruct()
+    bench.operator.wait_for_state('RUNNING', timeout_s=10)
+    assert bench.log.judge.violations == []
+
+
 def scenario_of_the_table(bench, fault):
     """Throw the fault, check where it leads, take the cause away, check how it goes on."""
     first = len(bench.changes)

@@ -264,9 +264,9 @@ class PolicyNode(AutostartNode):
         self._loop.on_followed(message.sequence if running else None)
         if before is None or before.state == message.state:
             return
-        if message.state == ExecutorStatus.DISARMED:
+        if ends_episode(before.state, message.state):
             self._loop.end_episode()
-        elif message.state in (ExecutorStatus.ARMED, ExecutorStatus.HOMING):
+        if message.state in (ExecutorStatus.ARMED, ExecutorStatus.HOMING):
             self._loop.on_arm_or_home(self._now_ns())
 
     # -------------------------------------------------------------------------------------- status
@@ -292,6 +292,17 @@ class PolicyNode(AutostartNode):
 
     def _publish_diagnostics(self) -> None:
         self._diagnostics.publish(diagnostics_message(self._status()))
+
+
+def ends_episode(before: int, after: int) -> bool:
+    """Whether an executor that went from one state to another has left the instruction behind.
+
+    Disarmed; or sent home from a hold: whoever does that in the middle of a task does not want the
+    arm to go back to it by itself. Home after ``arm`` is how an episode begins.
+    """
+    if after == ExecutorStatus.HOMING:
+        return before in (ExecutorStatus.RUNNING, ExecutorStatus.HOLD)
+    return after == ExecutorStatus.DISARMED
 
 
 def check_checkpoint(policy: str, chosen: str, *, simulated: bool) -> None:
