@@ -21,26 +21,29 @@ CHANGEABLE = ('max_minutes', 'saving', 'logging', 'validate_every', 'check_memor
 
 
 def keep_config(folder: Path, config: Any, place: Place) -> None:
-    """Write ``config.json`` into the folder, or hold it against the one that is there.
+    """Write ``config.json`` into the folder, or hold it against the one of the run that is there.
+
+    A command that failed before its first figures and checkpoint left no run: what it noted is
+    replaced, so that mended settings may use the folder.
 
     Raises:
         UserError: the folder belongs to a run with another value; names the field.
     """
     path = folder / 'config.json'
     ours = json.loads(json.dumps(to_mapping(config)))
-    if path.exists():
-        theirs = _with_new_fields(json.loads(path.read_text(encoding='utf-8')), config)
-        for name in ours:
-            was, now = _without_threads(theirs.get(name)), _without_threads(ours[name])
-            if name not in CHANGEABLE and was != now:
-                field_name, old, new = _first_difference(name, was, now)
-                raise UserError(
-                    f'{folder}: a run with {field_name} = {old!r} is there and this one has '
-                    f'{new!r}; choose another folder, or the same settings to go on.'
-                )
+    difference = _difference(path, ours, config) if path.exists() else None
+    if difference is not None and _has_begun(folder):
+        name, old, new = difference
+        raise UserError(
+            f'{folder}: a run with {name} = {old!r} is there and this one has {new!r}; choose '
+            'another folder, or the same settings to go on.'
+        )
     barrier(place)
     if place.first:
         folder.mkdir(parents=True, exist_ok=True)
+        if difference is not None:
+            for stale in ('start.json', 'norm_stats.json'):  # of the settings that failed
+                (folder / stale).unlink(missing_ok=True)
         write_json(path, ours)
 
 
@@ -70,6 +73,22 @@ def keep_start(folder: Path, config: Any, place: Place) -> None:
     barrier(place)
     if place.first:
         write_json(path, ours)
+
+
+def _difference(path: Path, ours: dict[str, Any], config: Any) -> tuple[str, Any, Any] | None:
+    """The first field that changes a result and differs: its name, the old value, the new one."""
+    theirs = _with_new_fields(json.loads(path.read_text(encoding='utf-8')), config)
+    for name in ours:
+        was, now = _without_threads(theirs.get(name)), _without_threads(ours[name])
+        if name not in CHANGEABLE and was != now:
+            return _first_difference(name, was, now)
+    return None
+
+
+def _has_begun(folder: Path) -> bool:
+    metrics = folder / 'metrics.jsonl'
+    written = metrics.is_file() and metrics.stat().st_size > 0
+    return written or any((folder / 'checkpoints').glob('*')) or (folder / 'export').exists()
 
 
 def _with_new_fields(saved: Any, config: Any) -> Any:

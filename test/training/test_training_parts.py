@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import json
 import struct
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ from spear_ros.training.optimizer import (
     make_optimizer,
 )
 from spear_ros.training.recipes import RECIPES, change, find_recipe
-from spear_ros.training.run_folder import keep_start
+from spear_ros.training.run_folder import keep_config, keep_start
 from spear_ros.training.vla_task import VlaTask
 
 
@@ -304,6 +305,33 @@ def test_a_disk_that_refuses_figures_is_said_once_and_ends_nothing(tmp_path, cap
     log.write('train', 4, {'loss': 0.5})
     assert capsys.readouterr().err.count('No space left on device') == 1
     assert [line['step'] for line in read_metrics(tmp_path)] == [1, 4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    steps: int = 10
+    device: str = 'cpu'
+
+
+def test_mended_settings_may_use_the_folder_of_a_command_that_failed(tmp_path):
+    keep_config(tmp_path, Settings(steps=10), Place())
+    (tmp_path / 'norm_stats.json').write_text('{}')  # of the data that was named by mistake
+    keep_config(tmp_path, Settings(steps=10), Place())
+    assert (tmp_path / 'norm_stats.json').exists()  # the same command again: not computed twice
+    keep_config(tmp_path, Settings(steps=20), Place())
+    assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 20
+    assert not (tmp_path / 'norm_stats.json').exists()
+
+
+@pytest.mark.parametrize('trace', ['metrics.jsonl', 'checkpoints/step-00000001', 'export'])
+def test_a_run_that_has_begun_keeps_its_settings(tmp_path, trace):
+    keep_config(tmp_path, Settings(steps=10), Place())
+    path = tmp_path / trace
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"kind": "train", "step": 1}')
+    keep_config(tmp_path, Settings(steps=10, device='cuda'), Place())  # changes no result
+    with pytest.raises(UserError, match='a run with steps = 10 is there and this one has 20'):
+        keep_config(tmp_path, Settings(steps=20), Place())
 
 
 def test_a_run_does_not_go_on_from_another_checkpoint_in_the_same_place(tmp_path):
