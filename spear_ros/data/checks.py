@@ -36,6 +36,8 @@ OUTSIDE_SHARE = 0.05
 MANY_IDLE = 0.5
 FAR_M = 1.3
 """No arm of the published sets reaches farther from its base."""
+LONG_WORDS = 22
+"""Words of 32 tokens, less two for start and end, at 1.3 tokens a word or a little more."""
 Q99_SIGMAS = 2.326
 """Between so many standard deviations on both sides lie 98 % of a normal distribution, as between
 q01 and q99."""
@@ -74,6 +76,8 @@ class DatasetReport:
     instructions: int
     """Different texts among the samples looked at."""
     without_instruction: float
+    long_instructions: float
+    """Share of samples with more than :data:`LONG_WORDS` words."""
     picture_sizes: Mapping[str, int]
     wrist_share: float
     delta_q: FloatArray
@@ -134,6 +138,7 @@ def check_dataset(
         hours=len(dataset) * spec.step_s / 3600,
         instructions=len(set(texts)),
         without_instruction=float(np.mean([not t.strip() for t in texts])),
+        long_instructions=float(np.mean([len(t.split()) > LONG_WORDS for t in texts])),
         picture_sizes=sizes,
         wrist_share=wrist,
         delta_q=_quantiles(deltas),
@@ -278,6 +283,13 @@ def _content_findings(r: DatasetReport) -> list[Finding]:
     findings = []
     if r.without_instruction > 0:
         findings.append(_warn(f'{100 * r.without_instruction:.1f} % of the samples have no text'))
+    if r.long_instructions > 0:
+        findings.append(
+            _warn(
+                f'{100 * r.long_instructions:.1f} % of the samples have more than {LONG_WORDS} '
+                'words of text; SPEAR-1 reads 32 tokens and training passes over batches with more'
+            )
+        )
     if r.instructions == 1 and r.episodes > 1:
         findings.append(
             _warn('there is one instruction only: the policy will not learn to listen to it')

@@ -131,6 +131,15 @@ def test_missing_texts_small_pictures_and_a_still_arm_are_named(shards, make_epi
     assert '100 % of the chunks stand still' in found
 
 
+def test_texts_longer_than_the_model_reads_are_named(shards, make_episode):
+    long = (
+        'pick up the small red cup that stands to the left of the large blue bowl and put it down '
+    )
+    episodes = [make_episode('a', instruction=long * 2), make_episode('b', seed=1)]
+    found = ' | '.join(texts(check_dataset(shards(episodes))))
+    assert '50.0 % of the samples have more than 22 words of text; SPEAR-1 reads 32 tokens' in found
+
+
 def test_nan_is_refused(shards, make_episode, monkeypatch):
     data = shards([make_episode('e')])
     monkeypatch.setattr(data, 'numbers', lambda s, i: np.full((6, 9), np.nan))
