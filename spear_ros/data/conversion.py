@@ -153,10 +153,11 @@ def convert_to_shards(
     with ShardWriter(out, card, part=settings.part, shard_mb=settings.shard_mb) as writer:
         _restore(report, report_path)
         for pending in _chosen(source, settings, writer.done_keys, report):
-            left_out = len(report.skipped)
-            samples = _samples(pending, source, settings, report)
-            report.samples += writer.add_episode(pending.key, samples)
-            if len(report.skipped) > left_out:
+            left_out, faults = len(report.skipped), report.faults
+            samples = list(_samples(pending, source, settings, report))
+            if samples or report.faults == faults:  # a fault may be mended until the next run
+                report.samples += writer.add_episode(pending.key, samples)
+            if len(report.skipped) != left_out:
                 report.save(report_path)
             if progress is not None:
                 progress(report)
@@ -190,7 +191,13 @@ def convert_to_lerobot(
         for pending in _chosen(source, settings, done, report):
             for episode in _load(pending, settings, report):
                 for number, run in enumerate(_even_runs(resample(episode, grid), grid.step_ns)):
-                    writer.add(_lerobot_episode(episode, run, f'{pending.key}.{number}', settings))
+                    try:  # pictures are read here: a video may be missing or damaged
+                        ours = _lerobot_episode(episode, run, f'{pending.key}.{number}', settings)
+                    except UserError as error:
+                        report.episodes -= number == 0  # nothing of it was written
+                        _skip(report, episode.key, str(error))
+                        break
+                    writer.add(ours)
                     report.samples += len(run[1])
             if progress is not None:
                 progress(report)
@@ -241,6 +248,7 @@ def _load(
     pending: PendingEpisode, settings: ConversionSettings, report: ConversionReport
 ) -> list[Episode]:
     """Episodes of a recording that can be used; the others are noted."""
+    report.skipped.pop(pending.key, None)  # of an earlier run
     try:
         episodes = pending.load()
     except UserError as error:
@@ -248,6 +256,7 @@ def _load(
         return []
     usable = []
     for episode in episodes:
+        report.skipped.pop(episode.key, None)
         if settings.require_instruction and not episode.instruction:
             _skip(report, episode.key, NO_INSTRUCTION)
         else:
@@ -262,7 +271,7 @@ def _skip(report: ConversionReport, key: str, reason: str) -> None:
     report.skipped[key] = reason.replace(f'episode {key}', 'episode')
     # Sets such as DROID leave many episodes without an instruction: that is no fault of the row.
     report.faults += reason != NO_INSTRUCTION
-    tried = report.faults + report.episodes
+    tried = report.faults + report.episodes + report.already_there
     if tried >= MIN_TRIED and report.faults > MAX_BAD_SHARE * tried:
         raise UserError(
             f'{report.faults} of {tried} episodes cannot be used, the last because: {reason} '
@@ -319,10 +328,18 @@ def _lerobot_episode(
 def _pictures(
     episode: Episode, camera: str, frames: np.ndarray, settings: ConversionSettings
 ) -> Iterator[ImageArray]:
+    """Pictures in the stored size, decoded when they are asked for.
+
+    Raises:
+        UserError: one of them cannot be read; at once, before the writer has begun an episode.
+    """
     pictures = settings.pictures
     external = camera.split('_')[0] == EXTERNAL
     bound = pictures.external_size if external else pictures.wrist_size
     aspect = episode.stored_aspect if external else None
+    blobs = []
     for frame in frames:
         blob = store_picture(episode, camera, int(frame), (pictures, bound), aspect)
-        yield decode_image_bytes(blob, f'{episode.key} {camera} {frame}')
+        decode_image_bytes(blob, f'{episode.key} {camera} {frame}')
+        blobs.append(blob)
+    return (decode_image_bytes(blob, f'{episode.key} {camera}') for blob in blobs)

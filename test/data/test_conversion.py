@@ -138,6 +138,48 @@ def test_an_episode_whose_pictures_cannot_be_read_is_left_out(tmp_path, episodes
     assert report.skipped == {'blind': 'episode: the video cannot be decoded'}
 
 
+def test_a_recording_that_was_mended_is_taken_by_the_next_run(tmp_path, episodes):
+    bad = [(f'e{i}', UserError('the file is cut off')) for i in range(4, 6)]
+    assert set(convert_to_shards(source_of([*episodes[:4], *bad]), tmp_path, SMALL).skipped) == {
+        'e4',
+        'e5',
+    }
+    mended = convert_to_shards(source_of([*episodes[:5], bad[1]]), tmp_path, SMALL)
+    assert (mended.episodes, mended.already_there, set(mended.skipped)) == (1, 4, {'e5'})
+    assert len(keys(tmp_path)) == 100
+    assert set(json.loads((tmp_path / 'report-000.json').read_text())['skipped']) == {'e5'}
+
+
+def test_a_few_bad_recordings_among_many_do_not_stop_the_next_run(tmp_path, episodes):
+    bad = [(f'b{i}', UserError('the file is cut off')) for i in range(12)]
+    good = [(f'{key}-{n}', episode) for n in range(4) for key, episode in episodes]
+    for _ in range(2):
+        assert len(convert_to_shards(source_of([*good, *bad]), tmp_path, SMALL).skipped) == 12
+
+
+def test_a_damaged_video_leaves_its_episode_out_of_a_lerobot_directory(
+    tmp_path, episodes, make_episode
+):
+    pytest.importorskip('av', reason='LeRobot videos need av')
+
+    def lost(index):
+        if index > 3:
+            raise UserError('episode blind: the video cannot be decoded')
+        return np.zeros((48, 64, 3), np.uint8)
+
+    good = make_episode('blind')
+    stamps = good.cameras['external'].stamps_ns
+    blind = dataclasses.replace(
+        good, cameras={**good.cameras, 'external': ArrayFrames(stamps, lost)}
+    )
+    mixed = [episodes[0], ('blind', blind), *episodes[1:3]]
+    report = convert_to_lerobot(source_of(mixed), tmp_path / 'set', SMALL)
+    assert report.skipped == {'blind': 'episode: the video cannot be decoded'}
+    assert report.episodes == 3
+    info = json.loads((tmp_path / 'set' / 'meta' / 'info.json').read_text())
+    assert info['total_episodes'] == 3
+
+
 def test_when_most_episodes_are_bad_the_run_stops(tmp_path, episodes):
     bad = [(f'b{i}', UserError('wrong column')) for i in range(20)]
     with pytest.raises(UserError, match=r'of \d+ episodes cannot be used.*wrong column'):
