@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from spear_ros.core.errors import UserError
+from spear_ros.core.types import NormStats
 from spear_ros.data.checks import DatasetReport, check_dataset, format_reports
 from spear_ros.data.conversion import (
     ConversionReport,
@@ -88,7 +89,12 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         'check', help='rates, quantiles, gripper sign, jumps and more of converted data'
     )
     parser.add_argument('data', type=Path, nargs='+', help='shard folders')
-    parser.add_argument('--stats', type=Path, metavar='FILE.json', help='from `spear data stats`')
+    parser.add_argument(
+        '--stats',
+        type=Path,
+        metavar='FILE.json|CHECKPOINT',
+        help='from `spear data stats`, or of the checkpoint to fine-tune',
+    )
     parser.add_argument('--plots', type=Path, metavar='DIR', help='write one PNG per data set')
     parser.add_argument('--limit', type=int, default=20_000, help='samples looked at per data set')
     parser.add_argument('--verify', action='store_true', help='compare checksums of all shards')
@@ -166,7 +172,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    stats = load_norm_stats(args.stats) if args.stats else None
+    stats = _stats_of(args.stats) if args.stats else None
     datasets = open_datasets(args.data, allow_partial=args.allow_partial)
     reports: list[DatasetReport] = []
     damaged: list[Path] = []
@@ -191,6 +197,15 @@ def _check(args: argparse.Namespace) -> int:
         print(f'checksums of {sum(len(d.shards) for d in datasets.values())} shards are right.')
     errors = [f for r in reports for f in r.findings if f.severity == 'error']
     return 1 if errors or damaged else 0
+
+
+def _stats_of(path: Path) -> NormStats:
+    """Statistics of a file of ``spear data stats``, or those of a checkpoint's folder."""
+    if not path.is_dir():
+        return load_norm_stats(path)
+    from spear_ros.checkpoints.spear1 import read_norm_stats
+
+    return read_norm_stats(path)
 
 
 def _stats(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
     )
     parser.add_argument('--policy', default='scripted', help='scripted, spear1 or hold')
     parser.add_argument('--checkpoint', type=Path, help='folder of the checkpoint (spear1)')
-    parser.add_argument('--robot', default='fr3', help='fr3, panda, wx250s or vx300s')
+    parser.add_argument('--robot', default='fr3', help='franka, widowx, fr3, panda, wx250s, ...')
     parser.add_argument('--gripper', help="default: the robot family's own")
     parser.add_argument('--family', default='touch,push,pick,put', help='comma-separated families')
     parser.add_argument('--episodes', type=int, default=20, help='per family')
@@ -39,6 +39,7 @@ def add_parser(subparsers: 'argparse._SubParsersAction[argparse.ArgumentParser]'
 
 def run(args: argparse.Namespace) -> int:
     """Roll out and report; 0 whatever the success rate is."""
+    from spear_ros.cli.demonstrations import ROBOTS
     from spear_ros.evaluation.report import table
     from spear_ros.evaluation.results import summarize
     from spear_ros.evaluation.rollouts import RolloutConfig, roll_out
@@ -49,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from spear_ros.simulation.tasks import HELD_OUT_SEEDS
     from spear_ros.simulation.world import World
 
-    gripper = get_gripper(get_robot(args.robot), args.gripper).name
-    robot = get_robot(args.robot, gripper)
+    name = ROBOTS.get(args.robot, args.robot)
+    gripper = get_gripper(get_robot(name), args.gripper).name
+    robot = get_robot(name, gripper)
     config = RolloutConfig(
         families=tuple(f.strip() for f in args.family.split(',') if f.strip()),
         episodes=args.episodes,
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         policy.close()
         world.close()
-    print(f'policy {args.policy}, robot {args.robot} with {gripper}, variant {args.variant}')
+    print(f'policy {args.policy}, robot {robot.name} with {gripper}, variant {args.variant}')
     print(table(summarize(results)))
     if args.out is not None:
         _write(args, results)

@@ -34,6 +34,13 @@ def test_convert_stats_and_check_work_together(bridge, tmp_path, capsys):
     assert (tmp_path / 'plots' / 'bridge_orig.png').exists()
 
 
+def test_data_is_held_against_the_checkpoint_that_it_shall_fine_tune(bridge, capsys):
+    bundled = Path(__file__).resolve().parents[2] / 'models' / 'spear_tiny'
+    assert main(['data', 'check', str(bridge), '--stats', str(bundled)]) == 0
+    row = next(li for li in capsys.readouterr().out.splitlines() if 'widowx_bridge' in li)
+    assert row.split()[-2].endswith('%')  # the share outside of its statistics; "-" without any
+
+
 def test_a_changed_shard_fails_the_check(bridge, capsys):
     tar = next(bridge.glob('*.tar'))
     tar.write_bytes(tar.read_bytes() + b'\0' * 512)

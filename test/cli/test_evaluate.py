@@ -10,12 +10,14 @@ if not all(importlib.util.find_spec(name) for name in ('mujoco', 'rtbdata')):
 
 
 def test_a_table_is_printed_and_the_files_are_written(tmp_path, capsys):
-    arguments = ['evaluate', '--robot', 'wx250s', '--family', 'touch', '--episodes', '1']
+    arguments = ['evaluate', '--robot', 'widowx', '--family', 'touch', '--episodes', '1']
     assert main([*arguments, '--seed', '1000000', '--out', str(tmp_path)]) == 0
-    assert '| touch | 1/1 (100 %) |' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'robot wx250s with' in out
+    assert '| touch | 1/1 (100 %) |' in out
     document = json.loads((tmp_path / 'results.json').read_text())
     assert document['families'][0]['successes'] == 1
-    assert document['settings']['robot'] == 'wx250s'
+    assert document['settings']['robot'] == 'widowx'
     assert (tmp_path / 'sheet.png').stat().st_size > 10_000
 
 
