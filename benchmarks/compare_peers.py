@@ -228,6 +228,7 @@ def main():
     if args.only:
         child(args)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a running peer is ended too
     report = compare(args)
     print()
     for line in table(report['results']):

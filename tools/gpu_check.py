@@ -109,6 +109,7 @@ def run_step(step: Step, limit_s: float, out: Path) -> dict[str, object]:
     }
     left = str(round(max(1.0, limit_s - REPORT_S), 1))
     command = [left if word == LEFT else word for word in step.command]
+    (out / f'{step.name}.json').unlink(missing_ok=True)  # figures of an earlier run
     started = time.monotonic()
     with (out / f'{step.name}.log').open('w', encoding='utf-8') as log:
         process = subprocess.Popen(
@@ -131,10 +132,15 @@ def run_step(step: Step, limit_s: float, out: Path) -> dict[str, object]:
 
 
 def stop(process: 'subprocess.Popen[bytes]') -> None:
-    """End the step's whole process group: a compiler's workers outlive their parent otherwise."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End the step's whole process group: a compiler's workers outlive their parent otherwise.
+
+    Politely first: compare_peers ends its peers, which have groups of their own.
+    """
+    for number, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
 
 
 def last_json(log: Path) -> dict[str, object]:

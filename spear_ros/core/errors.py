@@ -16,6 +16,8 @@ def root_cause(error: BaseException) -> str:
     What cleans up after a failure (ending a broken CUDA capture, say) raises another error over it,
     and that one explains nothing.
     """
-    while (before := error.__cause__ or error.__context__) is not None:
+    seen = {id(error)}
+    while (before := error.__cause__ or error.__context__) is not None and id(before) not in seen:
         error = before
+        seen.add(id(error))
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'

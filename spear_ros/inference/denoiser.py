@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from spear_ros.core.errors import UserError, root_cause
 from spear_ros.inference.chunk_buffers import ChunkBuffers, ChunkInputs, ChunkShape
 from spear_ros.inference.fused import FusedSpear1, Stage
-from spear_ros.inference.kernels import running_on
+from spear_ros.inference.kernels import end_broken_capture, running_on
 
 # Lazy initialisation (cuBLAS handles, workspaces, compilation of kernels) must be over before a
 # capture.
@@ -152,13 +152,18 @@ class CapturedRunner(ChunkRunner):
     @torch.no_grad()
     def _capture(self, part: Callable[[ChunkBuffers], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # torch keeps one stream for all captures, on the device of the first. Other threads (a
-        # second camera's upload, diagnostics) may call CUDA meanwhile.
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.graph(
-            graph, pool=self.pool, stream=stream, capture_error_mode='thread_local'
-        ):
-            part(self.buffers)
+        try:
+            # Other threads (a second camera's upload, diagnostics) may call CUDA meanwhile.
+            with torch.cuda.graph(
+                graph,
+                pool=self.pool,
+                stream=self.network.capture_stream,
+                capture_error_mode='thread_local',
+            ):
+                part(self.buffers)
+        except Exception:
+            end_broken_capture(self.device, self.pool)
+            raise
         return graph
 
 

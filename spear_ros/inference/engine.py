@@ -15,6 +15,7 @@ What happens when a graph cannot be had: out of memory refuses; anything else re
 import hashlib
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,7 +263,8 @@ class Engine:
         self._runners.clear()
         self._network, self._pool = None, None
         if self.device.type == 'cuda':
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # memory stays reserved; nothing else is wrong
+                torch.cuda.empty_cache()
 
     def _fuse(self, model: Spear1, consume: bool) -> FusedSpear1:
         cpu = self.device.type == 'cpu'

@@ -53,7 +53,11 @@ class FusedSpear1:
         self.sizes = (ImageSize(*config.external_size), ImageSize(*config.wrist_size))
         self.image_tokens = (config.external_tokens, config.wrist_tokens)
         # SigLIP and MoGe each fill a large GPU only in part; inside a graph they run side by side.
-        self._side = torch.cuda.Stream(self.device) if self.device.type == 'cuda' else None
+        cuda = self.device.type == 'cuda'
+        self._side = torch.cuda.Stream(self.device) if cuda else None
+        # One for all graphs: blocks of a shared pool are used again on their own stream only.
+        # (torch's own is one per process, on the device of the first capture.)
+        self.capture_stream = torch.cuda.Stream(self.device) if cuda else None
         longest = ChunkShape(config.text_length, (0, 0), (0, 0))
         self.rotary = ops.rotary_table(cache_layout(config, longest).rows)
         times = flow_matching.euler_times(weights.steps)

@@ -5,6 +5,7 @@ shared memory than the card has, fail to compile, or compute something else. So 
 the same widths, with random weights, computes one chunk with the kernels and one with torch.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 
@@ -25,9 +26,11 @@ from spear_ros.networks.spear1 import Spear1, Spear1Config
 _SHAPE = ChunkShape(16, (120, 160), (120, 160))
 _STEPS = 2
 _HEAD = 0.2
-TOLERANCE = {torch.float32: 0.02, torch.float16: 0.05, torch.bfloat16: 0.05}
-"""Largest difference of a chunk in model units; products may be TF32. A kernel that is wrong is off
-by the size of the actions, about 1."""
+TOLERANCE = {torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.02}
+"""Largest difference of a chunk in model units. Right kernels differ by up to 0.004 in bfloat16
+(40 seeds at debug size, 4 at full width, rounding emulated on a CPU); a wrong activation, rotation
+or step by 0.07 and more. What moves the chunk less than this is left to the tests: a key that is
+not masked, say."""
 
 
 def proven_ops(
@@ -73,7 +76,8 @@ def fault_of(
         _check_alive(device, cause)
         return f'a kernel failed on {device} ({cause})'
     if device.type == 'cuda':
-        torch.cuda.empty_cache()  # the model comes next
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()  # the model comes next
     difference = float((actual - expected).abs().max())
     if difference <= TOLERANCE[compute]:
         return ''
@@ -85,7 +89,6 @@ def _check_alive(device: torch.device, cause: str) -> None:
         return
     try:
         torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
     except RuntimeError:
         raise UserError(
             f'{device} failed in the trial of Triton kernels ({cause}) and cannot be used by this '

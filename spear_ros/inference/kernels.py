@@ -6,8 +6,8 @@ cuDNN's on Hopper, which builds a plan per shape). One list for all keeps figure
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +34,19 @@ def running_on(device: torch.device) -> Iterator[None]:
         return
     with torch.cuda.device(device), sdpa_kernel(list(ATTENTION)):
         yield
+
+
+def end_broken_capture(device: torch.device, pool: Any) -> None:
+    """Tell torch's allocator that a capture into ``pool`` has failed.
+
+    torch below 2.12 forgets to where ending the capture itself raises; every ``empty_cache`` after
+    that, and with it every other capture, would fail with an internal assertion.
+    """
+    end = getattr(torch._C, '_cuda_endAllocateToPool', None)
+    if end is not None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        with suppress(RuntimeError):  # it was told already
+            end(index, pool)
 
 
 def choose_ops(

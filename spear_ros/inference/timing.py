@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from spear_ros.core.errors import root_cause
-from spear_ros.inference.kernels import running_on
+from spear_ros.inference.kernels import end_broken_capture, running_on
 
 Function = Callable[[], object]
 
@@ -163,9 +163,10 @@ def capture(function: Function, device: torch.device) -> tuple[Function, str]:
     """
     if device.type != 'cuda':
         return function, 'no graphs on a CPU'
+    pool = torch.cuda.graph_pool_handle()
     try:
         with running_on(device):
-            stream = torch.cuda.Stream(device)
+            stream, capturing = (torch.cuda.Stream(device) for _ in range(2))
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_RUNS):
@@ -173,11 +174,17 @@ def capture(function: Function, device: torch.device) -> tuple[Function, str]:
             torch.cuda.current_stream(device).wait_stream(stream)
             synchronize(device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, pool=pool, stream=capturing):
                 function()
     except RuntimeError as error:
+        end_broken_capture(device, pool)
         synchronize(device)
-        return function, f'not captured: {root_cause(error)}'
+
+        def line_by_line() -> None:
+            with running_on(device):
+                function()
+
+        return line_by_line, f'not captured: {root_cause(error)}'
     return graph.replay, ''
 
 

@@ -117,6 +117,19 @@ def test_a_captured_function_writes_the_same_memory_again():
     assert time_device(replay, Budget(seconds=0.01), torch.device('cuda')).p50 > 0
 
 
+@pytest.mark.gpu
+@needs_cuda
+def test_a_capture_that_fails_says_why_and_spoils_no_other():
+    device, x = torch.device('cuda'), torch.ones(4, device='cuda')
+    function, note = capture(lambda: x.sum().item(), device)
+    assert note.startswith('not captured: ')
+    function()
+    torch.cuda.empty_cache()
+    replay, note = capture(lambda: x.mul_(2), device)
+    assert note == ''
+    replay()
+
+
 def test_a_line_of_nvidia_smi_becomes_numbers():
     state = hardware.parse_state('580.159.04, 1980, 1980, 2619, 34, 121.53, 700.00')
     assert state['driver'] == '580.159.04'

@@ -83,6 +83,23 @@ def state_of(pid):
         return 'Z'
 
 
+def test_a_step_may_clean_up_before_it_is_ended(gpu_check, python, tmp_path):
+    code = (
+        'import signal, sys, time\n'
+        'signal.signal(signal.SIGTERM, lambda *_: (print("cleaned up", flush=True), sys.exit(1)))\n'
+        'print("ready", flush=True)\n'
+        'time.sleep(600)\n'
+    )
+    gpu_check.run_step(python('polite', code), 10.0, tmp_path)
+    assert 'cleaned up' in (tmp_path / 'polite.log').read_text()
+
+
+def test_figures_of_an_earlier_run_are_not_shown_again(gpu_check, python, tmp_path):
+    (tmp_path / 'benchmark.json').write_text('{"stages": [{"name": "old", "ms": {}}]}')
+    gpu_check.run_step(python('benchmark', 'raise SystemExit(1)'), 30.0, tmp_path)
+    assert gpu_check.figures(tmp_path) == []
+
+
 def test_logs_hold_both_streams_and_a_failure_keeps_its_status(gpu_check, python, tmp_path):
     code = 'import sys; print("figure"); print("trouble", file=sys.stderr); sys.exit(3)'
     result = gpu_check.run_step(python('bad', code), 60.0, tmp_path)
