@@ -146,6 +146,7 @@ def summarise(results):
 
 
 def table(results):
+    """Lines of text, a row per peer; what was not measured stays empty."""
     head = f'{"":<52}{"p50 ms":>10}{"p99 ms":>10}{"ratio":>8}{"difference":>12}'
     lines = [head]
     for name, found in results.items():
@@ -163,6 +164,7 @@ def table(results):
 
 
 def parse(argv=None):
+    """Read the command line."""
     parser = argparse.ArgumentParser(description='our engine beside its peers')
     parser.add_argument('--size', default='', help='default: spear1_tiny, on CUDA spear1')
     parser.add_argument('--device', default='auto')
@@ -224,6 +226,7 @@ def compare(args):
 
 
 def main():
+    """Compare, or measure one peer for the process that compares."""
     args = parse()
     if args.only:
         child(args)

@@ -151,6 +151,7 @@ def worst(rows, shared_limit):
 
 
 def main():
+    """Print a table; 1 where a kernel does not compile or does not fit."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--size', default='spear1')
     parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16')

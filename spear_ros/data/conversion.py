@@ -210,6 +210,7 @@ def throttled(show: Callable[[str], None], every_s: float = 2.0) -> ProgressCall
     started = last = time.monotonic()
 
     def callback(report: ConversionReport) -> None:
+        """Show a line if the last one is old enough."""
         nonlocal last
         now = time.monotonic()
         if now - last >= every_s:

@@ -180,6 +180,7 @@ class _Folder:
         ]
 
     def siglip(self, encoder: SiglipEncoder) -> VitWeights:
+        """SigLIP, without its final norm."""
         tables = [encoder.position.interpolate(*grid) for grid in self.grids]
         # 2 x - 1 with x = p + 1/2 is 2 p.
         patch, bias = _fold_pixels(encoder.patch, [2.0] * 3, [0.0] * 3)
@@ -194,6 +195,7 @@ class _Folder:
         )
 
     def moge(self, encoder: MogeEncoder) -> VitWeights:
+        """MoGe's DINOv2, LayerScale in its output maps, without its final norm."""
         tables = [encoder.position.interpolate(*grid) for grid in self.grids]
         offsets = [(PIXEL_CENTRE - m) / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
         patch, bias = _fold_pixels(encoder.patch, [1 / s for s in IMAGENET_STD], offsets)
@@ -209,6 +211,7 @@ class _Folder:
         )
 
     def projector(self, model: Spear1) -> Dense:
+        """Both final norms, both projectors and their mean: one map over all features."""
         vlm, layers = model.vlm, self.config.moge_layers
         weights, biases = [], []
         for projector, norm, times in (
@@ -227,6 +230,7 @@ class _Folder:
     def gemma(
         self, blocks: GemmaBlocks, kept: torch.dtype | None, only_kv_last: bool
     ) -> tuple[GemmaLayer, ...]:
+        """Blocks of the language stack or of the expert, kept in ``kept`` or in their own type."""
         layers = []
         for i, block in enumerate(blocks):
             attention, mlp = block.attention, block.mlp
@@ -250,6 +254,7 @@ class _Folder:
         return tuple(layers)
 
     def expert(self, expert: ActionExpert) -> ExpertWeights:
+        """The action expert, with a row of the time mixer per Euler step."""
         compute = self.options.compute
         width = self.config.expert.width
         mix = expert.time_mix_in.weight.float()[:, :width]
