@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ if importlib.util.find_spec('hypothesis') is not None:
     # A test that is slow on a busy machine has not failed: no test judges wall-clock time.
     settings.register_profile('house', deadline=None)
     settings.load_profile('house')
+
+# Triton decides when it is first imported, by whomever, whether its functions are interpreted.
+if all(importlib.util.find_spec(name) for name in ('triton', 'torch')):
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 @pytest.fixture(scope='session')

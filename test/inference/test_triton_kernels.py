@@ -1,14 +1,14 @@
 """Triton kernels against the torch operations that they replace, over odd shapes.
 
 On a machine without a CUDA device they run in Triton's interpreter, which is exact arithmetic on
-the CPU: it proves indices, masks and formulas, and says nothing about speed or compilation. Triton
-is no part of the environment (a CPU torch has no use for 290 MB of it); where it is absent these
-tests skip. To run them: ``pip install --target DIR triton`` and ``PYTHONPATH=DIR``.
+the CPU (``test/conftest.py``): it proves indices, masks and formulas, and says nothing about speed
+or compilation. Triton is no part of the environment (a CPU torch has no use for a gigabyte of it);
+``.ci/run`` fetches it, and where it is absent these tests skip. To run them:
+``pip install --no-deps --target DIR triton`` and ``PYTHONPATH=DIR``.
 """
 
 import argparse
 import importlib.util
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault('TRITON_INTERPRET', '1')
 pytest.importorskip('triton', reason='needs the package triton (comes with a CUDA torch)')
 
 from spear_ros.inference.chunk_buffers import ChunkShape
