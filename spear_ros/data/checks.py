@@ -37,7 +37,7 @@ MANY_IDLE = 0.5
 FAR_M = 1.3
 """No arm of the published sets reaches farther from its base."""
 LONG_WORDS = 22
-"""Words of 32 tokens, less two for start and end, at 1.3 tokens a word or a little more."""
+"""A rule of thumb for SPEAR-1's 32 tokens; the tokenizer alone knows, and is not at hand here."""
 Q99_SIGMAS = 2.326
 """Between so many standard deviations on both sides lie 98 % of a normal distribution, as between
 q01 and q99."""

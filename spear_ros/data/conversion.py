@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -154,9 +155,10 @@ def convert_to_shards(
         _restore(report, report_path)
         for pending in _chosen(source, settings, writer.done_keys, report):
             left_out, faults = len(report.skipped), report.faults
-            samples = list(_samples(pending, source, settings, report))
-            if samples or report.faults == faults:  # a fault may be mended until the next run
-                report.samples += writer.add_episode(pending.key, samples)
+            samples = _samples(pending, source, settings, report)
+            first = list(islice(samples, 1))  # a bag's many episodes are written one by one
+            if first or report.faults == faults:  # a fault may be mended until the next run
+                report.samples += writer.add_episode(pending.key, chain(first, samples))
             if len(report.skipped) != left_out:
                 report.save(report_path)
             if progress is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -76,7 +77,7 @@ def measure(model: Spear1, plan: Plan, listen: Listener | None = None) -> Report
         parts['costs'] = _measure_costs
     report.missing = dict.fromkeys(parts, 'not run yet')
     for name, part in parts.items():
-        why = _reason(lambda run=part: run(model, report))  # type: ignore[misc]
+        why = _reason(partial(part, model, report))
         report.missing.pop(name)
         if why:
             report.missing[name] = why
@@ -198,7 +199,7 @@ def _measure_buckets(model: Spear1, report: Report) -> None:
         for length in engine.buckets:
             load = replace(plan.load, text=length)
             report.buckets.append(
-                _call_row(f'{length} text tokens', load, report, lambda: nullcontext(engine))
+                _call_row(f'{length} text tokens', load, report, partial(nullcontext, engine))
             )
 
 
@@ -210,9 +211,7 @@ def _measure_costs(model: Spear1, report: Report) -> None:
         flow = replace(base.config.flow, horizon=n)
         loads[f'horizon {n}'] = replace(base, config=replace(base.config, flow=flow))
     for name, load in loads.items():
-        report.costs.append(
-            _call_row(name, load, report, lambda x=load: _engine(_same_weights(model, x), plan, x))  # type: ignore[misc]
-        )
+        report.costs.append(_call_row(name, load, report, partial(_engine, model, plan, load)))
 
 
 def _call_row(
@@ -241,7 +240,8 @@ def _engine(model: Spear1, plan: Plan, load: Workload) -> Iterator[Engine]:
         external_camera=plan.camera,
         wrist_camera=plan.camera,
     )
-    engine = Engine(model, model.vlm.language.norm.weight.device, settings)
+    weight = model.vlm.language.norm.weight
+    engine = Engine(_same_weights(model, load), weight.device, settings)
     try:
         yield engine
     finally:

@@ -21,7 +21,7 @@ Function = Callable[[], object]
 
 WARM_UP_RUNS = 3
 MIN_RUNS, MAX_RUNS = 3, 1000
-# A graph of some thousand nodes is launched in less, as a rule.
+# The first is a guess at how long a host takes to launch a graph; if it is too short it is doubled.
 FIRST_HOLD_MS, LONGEST_HOLD_MS = 0.25, 64.0
 CYCLES_PER_MS = 2e6
 """Of a multiprocessor at 2 GHz; at a faster clock a hold is shorter, and doubled if need be."""
