@@ -39,6 +39,7 @@ Say = Callable[[str], None]
 _FRAME_PERIOD_S = 0.2
 _START_TIMEOUT_S = 90.0
 _OPERATOR = 'operator'
+_TOO_FAR = (['HOLD CHUNK_STEP_LIMIT'], ['HOLD CHUNK_WORKSPACE'])
 _UNSEEN_HOMING_S = 2.0
 """Ten or more statuses: whoever has not been seen homing by then is not."""
 
@@ -331,6 +332,10 @@ class _Demo:
                 episode.holds.append(f'{change.state} {change.reason.name}')
                 if change.reason in expected:
                     episode.outcome = 'gate refused'
+                elif change.reason == Reason.THREE_REJECTS and episode.holds[-2:-1] in _TOO_FAR:
+                    # The policy asks for more than the robot may: the gate at work, see the hold.
+                    episode.outcome = 'gate refused'
+                    episode.notes.append(f'{episode.instruction}: {change.text}')
                 elif change.reason == Reason.MOTOR_ERROR and PUSHES in change.text:
                     # The policy presses, the guard stops it: that is the system at work, too.
                     episode.outcome = 'guard stopped'

@@ -33,6 +33,25 @@ def test_a_guard_that_stops_a_pressing_policy_is_no_fault_of_the_system():
     assert episode.holds == ['FAULT MOTOR_ERROR']
 
 
+@pytest.mark.parametrize('reason', [Reason.CHUNK_STEP_LIMIT, Reason.CHUNK_WORKSPACE])
+def test_chunks_that_are_refused_because_they_go_too_far_are_no_fault_of_the_system(reason):
+    text = '3 chunks in a row rejected, the last because step 4 moves 0.0537 m'
+    episode = judged(
+        {'state': 'HOLD', 'reason': reason, 'text': 'one'},
+        {'state': 'FAULT', 'reason': Reason.THREE_REJECTS, 'text': text},
+    )
+    assert episode.problems == []
+    assert episode.outcome == 'gate refused'
+    assert episode.notes == [f'touch the red cube: {text}']
+
+
+@pytest.mark.parametrize('before', [Reason.CHUNK_NOT_FINITE, Reason.CHUNK_OLD, None])
+def test_three_rejects_for_any_other_reason_are_a_problem(before):
+    holds = [{'state': 'HOLD', 'reason': before, 'text': 'one'}] if before else []
+    fault = {'state': 'FAULT', 'reason': Reason.THREE_REJECTS, 'text': '3 chunks in a row rejected'}
+    assert len(judged(*holds, fault).problems) == 1
+
+
 @pytest.mark.parametrize(
     ('reason', 'text'),
     [(Reason.MOTOR_ERROR, 'shoulder reports overload'), (Reason.GRIPPER_FAULT, 'did not open'),
